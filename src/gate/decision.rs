@@ -1,0 +1,145 @@
+//! The answer and its record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::request::{Caller, CheckRequest};
+use crate::policy::{PolicyError, PolicyRef};
+
+/// What is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The call may be made.
+    Allow,
+    /// It may not.
+    Deny,
+    /// It may, once the humans that are asked say so. Until then it may not.
+    ApprovalRequired,
+    /// The question itself was wrong (4xx): nothing was decided.
+    Refused,
+}
+
+impl Outcome {
+    /// As records and filters write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Allow => "allow",
+            Outcome::Deny => "deny",
+            Outcome::ApprovalRequired => "approval_required",
+            Outcome::Refused => "refused",
+        }
+    }
+}
+
+/// One decision, as the gates leave it.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// What is answered.
+    pub outcome: Outcome,
+    /// HTTP status: 200 for everything that was decided; 400, 403 or 503 for `refused`.
+    pub status: u16,
+    /// Stable reason code, snake_case: `allowed`, `denied_by_policy`, `no_permit`, `unknown_tool`, …
+    pub code: &'static str,
+    /// For people: the author's `@reason` where there is one.
+    pub reason: String,
+    /// Policies that determined the outcome.
+    pub policies: Vec<Arc<PolicyRef>>,
+    /// Asks that are open.
+    pub asks: Vec<Arc<PolicyRef>>,
+    /// Policies that errored.
+    pub errors: Vec<PolicyError>,
+}
+
+/// What the gates are given.
+#[derive(Clone, Copy)]
+pub struct CheckInput<'a> {
+    /// The set that this check sees.
+    pub snapshot: &'a super::Snapshot,
+    /// Namespace that is asked about.
+    pub tenant: &'a str,
+    /// Who calls, after gate 2.
+    pub caller: &'a Caller,
+    /// The question.
+    pub request: &'a CheckRequest,
+    /// What the session table says of `request.session`.
+    pub session: SessionState,
+    /// Remit's clock.
+    pub now: Timestamp,
+    /// Decision id, a UUIDv7 that the server has made.
+    pub id: &'a str,
+    /// `X-Request-ID`.
+    pub request_id: Option<&'a str>,
+    /// Key of the digests that stand for `@sensitive` values in records.
+    pub redaction_key: &'a [u8],
+}
+
+/// What the session table says of the session that a call names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// The call names none.
+    NotNamed,
+    /// It is live and belongs to this agent of this tenant.
+    Live,
+    /// It is unknown, has ended, or is another's: they are not told apart.
+    Unknown,
+}
+
+/// Decision and record; the record's `latency_micros` is 0 until the server sets it.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// What to answer.
+    pub decision: Decision,
+    /// What to keep.
+    pub record: DecisionRecord,
+}
+
+/// One row per authenticated check: what a replay needs, and what people ask afterwards.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DecisionRecord {
+    /// Decision id, a UUIDv7, issued by Remit.
+    pub id: String,
+    /// When it was decided.
+    pub time: Timestamp,
+    /// Namespace.
+    pub tenant: String,
+    /// UID of the namespace; empty where there is none.
+    pub tenant_uid: String,
+    /// `X-Request-ID`, if the caller sent one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Who called.
+    pub caller: Caller,
+    /// Name of the agent that acts; empty for other subjects.
+    pub agent: String,
+    /// `user:NAME` or `agent:NAME`, where the agent acts for somebody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegated_from: Option<String>,
+    /// The question. Arguments under `@sensitive` paths stand as keyed digests.
+    pub request: CheckRequest,
+    /// What Remit knew of the agent and gave to Cedar: trust, type, teams, risk, hour, delegation.
+    pub facts: serde_json::Value,
+    /// `stable` or `canary`.
+    pub arm: String,
+    /// Digests of the packages that were evaluated, by side: `platform`, `tenant`.
+    pub digests: BTreeMap<String, Vec<String>>,
+    /// What was answered.
+    pub outcome: Outcome,
+    /// Reason code.
+    pub code: String,
+    /// Reason for people.
+    pub reason: String,
+    /// Determining policies.
+    pub policies: Vec<PolicyRef>,
+    /// Open asks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<PolicyRef>,
+    /// Policies that errored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<PolicyError>,
+    /// Time in the gates, microseconds.
+    pub latency_micros: u64,
+}

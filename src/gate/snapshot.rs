@@ -1,0 +1,57 @@
+//! The set that one check sees: immutable, swapped as a whole.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::api::{DelegationMode, Delegator, EffectiveProfile, SessionMode};
+use crate::policy::{AgentFacts, CompiledPackage};
+
+/// Everything that decides, at one instant.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Counted up with each swap.
+    pub generation: u64,
+    /// The platform's packages, base first; Err: why a declared one can't be loaded, and every check is 503.
+    pub platform: Option<Result<Vec<Arc<CompiledPackage>>, String>>,
+    /// By namespace.
+    pub tenants: HashMap<String, Arc<Tenant>>,
+    /// Username to (tenant, agent). An identity claimed twice belongs to the elder Agent only for display: it maps to Conflict.
+    pub identities: HashMap<String, IdentityOwner>,
+}
+
+/// To whom an authenticated username belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityOwner {
+    /// One agent.
+    Agent { tenant: String, name: String },
+    /// Claimed by several Agents: refused at check.
+    Conflict,
+}
+
+/// One tenant.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// Namespace.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Agents by name.
+    pub agents: HashMap<String, Arc<AgentEntry>>,
+    /// The package in force; None: nothing is in force, everything is denied `no_package`.
+    pub package: Option<Arc<CompiledPackage>>,
+    /// Settings in force.
+    pub profile: EffectiveProfile,
+}
+
+/// One agent of a tenant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentEntry {
+    /// What policies see.
+    pub facts: AgentFacts,
+    /// Whether a call must name a session.
+    pub session: SessionMode,
+    /// Whether it acts for somebody.
+    pub delegation: DelegationMode,
+    /// The one delegator that it always acts for.
+    pub fixed_delegator: Option<Delegator>,
+}

@@ -1,0 +1,8 @@
+//! Remit says what each AI agent may do, for whom, right now. See DESIGN in docs/ for the words.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod gate;
+pub mod policy;
+pub mod store;

@@ -1,0 +1,4 @@
+//! The `remit` command, also `kubectl remit`.
+fn main() -> std::process::ExitCode {
+    remit::cli::main()
+}

@@ -1,0 +1,160 @@
+//! Where records, sessions and what is in force are kept: traits here, SQLite behind them, PostgreSQL later.
+//!
+//! Nothing here decides anything.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::gate::DecisionRecord;
+
+/// Future of a store call, boxed so that the traits stay object safe.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// What went wrong in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The tenant's share of the queue, or the whole of it, is full. Allows are refused: `audit_unavailable`.
+    #[error("the journal's queue is full")]
+    Full,
+    /// The writer has stopped: disk full, file gone, or shutting down.
+    #[error("the journal is closed: {0}")]
+    Closed(String),
+    /// The database said no.
+    #[error("database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A stored value can't be read.
+    #[error("stored {what} can't be read: {why}")]
+    Corrupt { what: &'static str, why: String },
+}
+
+/// A record's place in the chain, after it was committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Gap-free sequence number of this writer, from 1.
+    pub seq: u64,
+}
+
+/// The replica's own journal: the commit point of every allow.
+pub trait Journal: Send + Sync {
+    /// Queues the record at once (in order) and resolves when it is committed. Dropping the future does not take it back.
+    fn append(&self, record: DecisionRecord) -> Result<StoreFuture<'static, Committed>, StoreError>;
+}
+
+/// Which decisions to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct DecisionFilter {
+    /// Agent by name.
+    pub agent: Option<String>,
+    /// Delegator by name.
+    pub delegator: Option<String>,
+    /// Session id.
+    pub session: Option<String>,
+    /// Action name.
+    pub action: Option<String>,
+    /// `allow`, `deny`, `approval_required` or `refused`.
+    pub outcome: Option<String>,
+    /// From this instant on.
+    pub since: Option<Timestamp>,
+    /// Before this instant.
+    pub until: Option<Timestamp>,
+    /// At most so many, 1 to 1000; 100 if not set.
+    pub limit: Option<u32>,
+    /// `next` of the former page.
+    pub page: Option<String>,
+}
+
+/// A page, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Give it back as `page` to go on; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A record as it was kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoredDecision {
+    /// Sequence number of the writer.
+    pub seq: u64,
+    /// Hash of the chain up to and including this record, hex.
+    pub hash: String,
+    /// The record.
+    pub record: DecisionRecord,
+}
+
+/// A session as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// Issued by Remit.
+    pub id: String,
+    /// Namespace.
+    pub tenant: String,
+    /// UID of the namespace.
+    pub tenant_uid: String,
+    /// Name of the agent.
+    pub agent: String,
+    /// UID of the agent: a session does not outlive its Agent object.
+    pub agent_uid: String,
+    /// When it began.
+    pub started: Timestamp,
+    /// Last sign of life.
+    pub last_seen: Timestamp,
+    /// When it ended, and why: `ended`, `expired`.
+    pub ended: Option<(Timestamp, String)>,
+}
+
+/// What is in force for a tenant: a persisted fact, checked again at every load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForceRow {
+    /// UID of the namespace.
+    pub tenant_uid: String,
+    /// Its name.
+    pub tenant: String,
+    /// Package name.
+    pub package: String,
+    /// Version.
+    pub version: String,
+    /// Digest.
+    pub digest: String,
+    /// Key that the signature was verified with; None where unsigned.
+    pub key_fingerprint: Option<String>,
+    /// When it was verified first.
+    pub first_verified: Timestamp,
+    /// Counted up for each change.
+    pub revision: i64,
+}
+
+/// Everything but the hot path.
+pub trait Store: Send + Sync {
+    /// Decisions of a tenant, newest first.
+    fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>>;
+    /// One decision of a tenant.
+    fn decision<'a>(&'a self, tenant: &'a str, id: &'a str) -> StoreFuture<'a, Option<StoredDecision>>;
+    /// Sessions that have not ended, at start.
+    fn live_sessions(&self) -> StoreFuture<'_, Vec<SessionRow>>;
+    /// Writes sessions (new ones and changed ones) in one transaction.
+    fn save_sessions<'a>(&'a self, sessions: &'a [SessionRow]) -> StoreFuture<'a, ()>;
+    /// Records what came in force, and lifts the high-water mark of (tenant UID, package) to its version, in one transaction.
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()>;
+    /// All revisions that were in force in this namespace, newest first.
+    fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>>;
+    /// Highest version of the package that was ever in force in this namespace, with its digest.
+    fn high_water<'a>(&'a self, tenant_uid: &'a str, package: &'a str) -> StoreFuture<'a, Option<(String, String)>>;
+    /// Whether a signer has ever covered this tenant (unsigned packages stay refused after the signer is deleted).
+    fn signer_seen<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, bool>;
+    /// Remembers that a signer covers this tenant.
+    fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()>;
+    /// Digests whose parsing was begun and never ended: their bytes killed the process.
+    fn quarantined(&self) -> StoreFuture<'_, Vec<String>>;
+    /// Notes, before parsing, that it begins.
+    fn parse_begins<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()>;
+    /// Notes that parsing ended, well or not.
+    fn parse_ended<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()>;
+    /// Deletes records older than `before` of a tenant, at most `batch`, leaving a signed tombstone; says how many.
+    fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64>;
+}
