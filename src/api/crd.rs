@@ -35,6 +35,7 @@ fn finish(mut crd: CustomResourceDefinition, rules: &[Rule]) -> CustomResourceDe
     for version in &mut crd.spec.versions {
         let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else { continue };
         refuse_null(root);
+        unwrap_lines(root);
         if !rules.is_empty() {
             root.x_kubernetes_validations = Some(
                 rules
@@ -70,6 +71,14 @@ fn finish(mut crd: CustomResourceDefinition, rules: &[Rule]) -> CustomResourceDe
 fn refuse_null(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
     each_child(schema, refuse_null);
+}
+
+/// Descriptions in paragraphs: the line breaks of the source would stand in the middle of `kubectl explain`'s.
+fn unwrap_lines(schema: &mut JSONSchemaProps) {
+    if let Some(description) = &mut schema.description {
+        *description = description.split("\n\n").map(|p| p.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
+    }
+    each_child(schema, unwrap_lines);
 }
 
 /// A default in status would be read as something that Remit has found out.
