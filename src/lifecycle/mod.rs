@@ -1,0 +1,3 @@
+//! The state machines. Pure: (state, observation, now) in, (state, effects) out; no clock, no client, no store.
+
+pub mod session;
