@@ -188,7 +188,8 @@ func superviseUntilEnd(options startOptions, progress io.Writer, ready func()) e
 			remove(options.dir)
 			return fmt.Errorf("stopped while starting: %s", reason)
 		default:
-			return err // the logs stay, for whoever wants to know why
+			removeAllBut(options.dir, "logs") // for whoever wants to know why
+			return err
 		}
 	}
 	plane.state.Ready = true
@@ -202,9 +203,7 @@ func superviseUntilEnd(options startOptions, progress io.Writer, ready func()) e
 	failed := plane.waitForAny(stopping)
 	plane.stopAll()
 	if failed != nil {
-		// Logs stay; a state that says "ready" must not.
-		plane.state.Ready = false
-		_ = writeState(options.dir, plane.state)
+		removeAllBut(options.dir, "logs")
 		return failed
 	}
 	remove(options.dir)
@@ -330,7 +329,9 @@ func (p *controlPlane) runControllers(server string, ids *identities, cert func(
 		return nil, err
 	}
 	return p.run("kube-controller-manager",
-		"--kubeconfig="+cert("controllers.kubeconfig"), "--leader-elect=false", "--secure-port=0", "--use-service-account-credentials=false",
+		"--kubeconfig="+cert("controllers.kubeconfig"), "--leader-elect=false", "--secure-port=0",
+		// Each controller under its own ServiceAccount: the roles for those come with the API server, one for all does not.
+		"--use-service-account-credentials=true",
 		"--root-ca-file="+cert("ca.crt"), "--service-account-private-key-file="+cert("service-accounts.key"),
 		"--kube-api-qps=200", "--kube-api-burst=400", "--profiling=false")
 }
@@ -445,8 +446,14 @@ func stop(dir string, progress io.Writer) error {
 
 // remove deletes what start wrote, and the folder if nothing else is in it.
 func remove(dir string) {
+	removeAllBut(dir, "")
+}
+
+func removeAllBut(dir, kept string) {
 	for _, name := range owned {
-		_ = os.RemoveAll(filepath.Join(dir, name))
+		if name != kept {
+			_ = os.RemoveAll(filepath.Join(dir, name))
+		}
 	}
 	_ = os.Remove(dir)
 }
