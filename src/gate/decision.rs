@@ -1,11 +1,11 @@
 //! The answer and its record.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::record::DecisionRecord;
 use super::request::{Caller, CheckRequest};
 use crate::policy::{PolicyError, PolicyRef};
 
@@ -95,51 +95,4 @@ pub struct Checked {
     pub decision: Decision,
     /// What to keep.
     pub record: DecisionRecord,
-}
-
-/// One row per authenticated check: what a replay needs, and what people ask afterwards.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct DecisionRecord {
-    /// Decision id, a UUIDv7, issued by Remit.
-    pub id: String,
-    /// When it was decided.
-    pub time: Timestamp,
-    /// Namespace.
-    pub tenant: String,
-    /// UID of the namespace; empty where there is none.
-    pub tenant_uid: String,
-    /// `X-Request-ID`, if the caller sent one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<String>,
-    /// Who called.
-    pub caller: Caller,
-    /// Name of the agent that acts; empty for other subjects.
-    pub agent: String,
-    /// `user:NAME` or `agent:NAME`, where the agent acts for somebody.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delegated_from: Option<String>,
-    /// The question. Arguments under `@sensitive` paths stand as keyed digests.
-    pub request: CheckRequest,
-    /// What Remit knew of the agent and gave to Cedar: trust, type, teams, risk, hour, delegation.
-    pub facts: serde_json::Value,
-    /// `stable` or `canary`.
-    pub arm: String,
-    /// Digests of the packages that were evaluated, by side: `platform`, `tenant`.
-    pub digests: BTreeMap<String, Vec<String>>,
-    /// What was answered.
-    pub outcome: Outcome,
-    /// Reason code.
-    pub code: String,
-    /// Reason for people.
-    pub reason: String,
-    /// Determining policies.
-    pub policies: Vec<PolicyRef>,
-    /// Open asks.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub asks: Vec<PolicyRef>,
-    /// Policies that errored.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<PolicyError>,
-    /// Time in the gates, microseconds.
-    pub latency_micros: u64,
 }

@@ -1,0 +1,243 @@
+//! What is written down of a check: what people ask afterwards, and what a replay needs.
+
+use std::collections::BTreeMap;
+
+use hmac::{Hmac, Mac};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::Sha256;
+
+use super::decision::{Decision, Outcome};
+use super::pass::Pass;
+use super::request::{Caller, CheckRequest, delegator_text};
+use crate::api::Tool;
+use crate::policy::{AgentFacts, CallerKind, DelegationFacts, PolicyError, PolicyRef};
+
+/// One row per authenticated check.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DecisionRecord {
+    /// Decision id, a UUIDv7, issued by Remit.
+    pub id: String,
+    /// When it was decided.
+    pub time: Timestamp,
+    /// Namespace. Of an agent that asked outside its own tenant: its own.
+    pub tenant: String,
+    /// UID of the namespace; empty where Remit knows none.
+    pub tenant_uid: String,
+    /// `X-Request-ID`, if the caller sent one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Who called.
+    pub caller: Caller,
+    /// Name of the agent that acts; empty for other subjects.
+    pub agent: String,
+    /// `user:NAME` or `agent:NAME`, where the agent acts for somebody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegated_from: Option<String>,
+    /// The question. Arguments under `@sensitive` paths stand as keyed digests.
+    pub request: CheckRequest,
+    /// What Remit knew and gave to Cedar besides the question.
+    pub facts: RecordedFacts,
+    /// `stable` or `canary`.
+    pub arm: String,
+    /// Digests of the packages that were evaluated, by side: `platform`, `tenant`.
+    pub digests: BTreeMap<String, Vec<String>>,
+    /// What was answered.
+    pub outcome: Outcome,
+    /// Reason code.
+    pub code: String,
+    /// Reason for people.
+    pub reason: String,
+    /// Determining policies.
+    pub policies: Vec<PolicyRef>,
+    /// Open asks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<PolicyRef>,
+    /// Policies that errored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<PolicyError>,
+    /// Time in the gates, microseconds.
+    pub latency_micros: u64,
+}
+
+/// What Remit knew and gave to Cedar besides the question.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RecordedFacts {
+    /// The acting agent, with its own trust.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentFacts>,
+    /// For whom it acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegation: Option<DelegationFacts>,
+    /// The tool as the package had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<Tool>,
+    /// `context.risk`.
+    pub risk: i64,
+    /// `context.granted`.
+    pub granted: bool,
+    /// `context.hour`.
+    pub hour: i64,
+}
+
+/// The record of a check that the gates have ended.
+pub(super) fn record(pass: &Pass<'_>, decision: &Decision) -> DecisionRecord {
+    let input = pass.input;
+    let request = input.request;
+    // An agent that asks about another tenant must not be able to fill that tenant's journal.
+    let tenant = match (&input.caller.kind, &input.caller.agent) {
+        (CallerKind::Agent, Some((own, _))) => own.as_str(),
+        _ => input.tenant,
+    };
+    let mut digests = BTreeMap::new();
+    if !pass.platform.is_empty() {
+        digests.insert("platform".to_owned(), pass.platform.iter().map(|p| p.digest().to_owned()).collect());
+    }
+    if let Some(package) = pass.package {
+        digests.insert("tenant".to_owned(), vec![package.digest().to_owned()]);
+    }
+    let sensitive = pass.package.map(|p| p.sensitive_paths());
+    DecisionRecord {
+        id: input.id.to_owned(),
+        time: input.now,
+        tenant: tenant.to_owned(),
+        tenant_uid: input.snapshot.tenants.get(tenant).map(|t| t.uid.clone()).unwrap_or_default(),
+        request_id: input.request_id.map(str::to_owned),
+        caller: input.caller.clone(),
+        agent: if request.subject.type_ == "agent" { request.subject.id.clone() } else { String::new() },
+        delegated_from: delegated_from(pass),
+        request: CheckRequest {
+            arguments: redact(&request.arguments, sensitive, input.redaction_key),
+            ..without_arguments(request)
+        },
+        facts: RecordedFacts {
+            agent: pass.agent.map(|a| a.facts.clone()),
+            delegation: pass.delegation.clone(),
+            tool: pass.package.and_then(|p| p.tool(&request.resource.id)).cloned(),
+            risk: 0,
+            granted: false,
+            hour: pass.hour(),
+        },
+        arm: "stable".into(),
+        digests,
+        outcome: decision.outcome,
+        code: decision.code.to_owned(),
+        reason: decision.reason.clone(),
+        policies: decision.policies.iter().map(|p| p.as_ref().clone()).collect(),
+        asks: decision.asks.iter().map(|p| p.as_ref().clone()).collect(),
+        errors: match sensitive {
+            // Cedar's messages may quote values.
+            Some([_, ..]) => decision
+                .errors
+                .iter()
+                .map(|e| PolicyError { policy: e.policy.clone(), message: "evaluation failed".into() })
+                .collect(),
+            _ => decision.errors.clone(),
+        },
+        latency_micros: 0,
+    }
+}
+
+fn delegated_from(pass: &Pass<'_>) -> Option<String> {
+    let agent = pass.agent?;
+    pass.delegation.as_ref()?;
+    agent.fixed_delegator.as_ref().map(delegator_text)
+}
+
+fn without_arguments(request: &CheckRequest) -> CheckRequest {
+    CheckRequest {
+        subject: request.subject.clone(),
+        action: request.action.clone(),
+        resource: request.resource.clone(),
+        arguments: Map::new(),
+        session: request.session.clone(),
+        on_behalf_of: request.on_behalf_of.clone(),
+    }
+}
+
+/// Arguments with the values under `paths` replaced by keyed digests. Without a package nobody has said what is
+/// sensitive, so everything counts as such.
+fn redact(arguments: &Map<String, Value>, paths: Option<&[String]>, key: &[u8]) -> Map<String, Value> {
+    let Some(paths) = paths else {
+        return arguments.iter().map(|(k, v)| (k.clone(), digest(v, key))).collect();
+    };
+    let mut out = arguments.clone();
+    for path in paths {
+        if let [first, rest @ ..] = segments(path).as_slice() {
+            for (_, value) in out.iter_mut().filter(|(k, _)| first == "*" || *k == first) {
+                redact_value(value, rest, key);
+            }
+        }
+    }
+    out
+}
+
+fn redact_value(value: &mut Value, path: &[String], key: &[u8]) {
+    let [first, rest @ ..] = path else {
+        *value = digest(value, key);
+        return;
+    };
+    match value {
+        Value::Object(members) => {
+            for (_, v) in members.iter_mut().filter(|(k, _)| first == "*" || *k == first) {
+                redact_value(v, rest, key);
+            }
+        }
+        Value::Array(items) => {
+            for (_, v) in items.iter_mut().enumerate().filter(|(i, _)| first == "*" || i.to_string() == *first) {
+                redact_value(v, rest, key);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A path of argument names, joined by `.`, with `.` and `\` escaped by `\`; `*` stands for any one name.
+fn segments(path: &str) -> Vec<String> {
+    let mut out = vec![String::new()];
+    let mut chars = path.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '.' => out.push(String::new()),
+            '\\' => out.last_mut().into_iter().for_each(|s| s.extend(chars.next())),
+            c => out.last_mut().into_iter().for_each(|s| s.push(c)),
+        }
+    }
+    out
+}
+
+/// `{"@sensitive": "hmac-sha256:…"}`: equal values are seen to be equal, and nothing else.
+fn digest(value: &Value, key: &[u8]) -> Value {
+    // HMAC takes keys of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Value::Null };
+    mac.update(value.to_string().as_bytes());
+    let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    serde_json::json!({ "@sensitive": format!("hmac-sha256:{hex}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sensitive_arguments_stand_as_keyed_digests() {
+        let arguments = serde_json::json!({"user": {"password": "x", "name": "n"}, "keys": [{"secret": "a"}, {"secret": "a"}], "a.b": 1});
+        let arguments = arguments.as_object().unwrap().clone();
+        let paths = ["user.password".to_owned(), "keys.*.secret".to_owned(), "a\\.b".to_owned()];
+        let out = redact(&arguments, Some(&paths), b"k1");
+        assert_eq!(out["user"]["name"], "n");
+        let text = Value::Object(out.clone()).to_string();
+        assert!(!text.contains("\"x\"") && !text.contains("\"a\""), "{text}");
+        assert_eq!(out["keys"][0]["secret"], out["keys"][1]["secret"], "equal values have equal digests");
+        assert!(out["a.b"]["@sensitive"].as_str().unwrap().starts_with("hmac-sha256:"));
+        assert_ne!(out, redact(&arguments, Some(&paths), b"k2"), "the digest depends on the key");
+    }
+
+    #[test]
+    fn without_a_package_no_argument_is_kept() {
+        let arguments = serde_json::json!({"command": "rm -rf"});
+        let out = redact(arguments.as_object().unwrap(), None, b"k");
+        assert!(!Value::Object(out).to_string().contains("rm"));
+    }
+}

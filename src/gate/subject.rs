@@ -1,0 +1,64 @@
+//! Who acts, on what: the names are resolved to objects that Remit knows, and the arguments are flattened.
+
+use super::decision::{Decision, SessionState};
+use super::pass::{Pass, deny, refuse};
+use crate::api::SessionMode;
+use crate::policy::{Arguments, CallerKind};
+
+pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
+    let input = pass.input;
+    let (request, caller) = (input.request, input.caller);
+
+    // An agent asks only for itself, in its own tenant, whatever else its identity may do.
+    if caller.kind == CallerKind::Agent {
+        let own = caller.agent.as_ref().is_some_and(|(tenant, name)| {
+            tenant == input.tenant && request.subject.type_ == "agent" && *name == request.subject.id
+        });
+        if !own {
+            return Err(refuse(403, "not_your_identity", "An agent asks only for itself, in its own tenant."));
+        }
+    }
+
+    let tenant = input
+        .snapshot
+        .tenants
+        .get(input.tenant)
+        .ok_or_else(|| refuse(404, "unknown_tenant", format!("Remit knows no tenant {:?}.", input.tenant)))?;
+    pass.tenant = Some(tenant);
+    pass.package = tenant.package.as_deref();
+    pass.arguments = Arguments::flatten(&request.arguments).map_err(bad_request)?;
+
+    if request.subject.type_ == "agent" {
+        let agent = tenant.agents.get(&request.subject.id).ok_or_else(|| {
+            deny("unknown_agent", format!("Tenant {:?} has no Agent {:?}.", tenant.name, request.subject.id))
+        })?;
+        pass.agent = Some(agent);
+        match input.session {
+            SessionState::Unknown => {
+                return Err(deny("session_unknown", "The session is not a live session of this agent."));
+            }
+            SessionState::NotNamed if agent.session == SessionMode::Required => {
+                return Err(deny("session_required", "This agent must name a session: open one with POST /sessions."));
+            }
+            SessionState::NotNamed | SessionState::Live => {}
+        }
+    } else if input.session != SessionState::NotNamed {
+        return Err(refuse(400, "invalid_request", "context.session: only agents have sessions."));
+    }
+
+    let package = pass
+        .package
+        .ok_or_else(|| deny("no_package", format!("No policy package is in force in tenant {:?}.", tenant.name)))?;
+    if request.resource.type_ == "tool" && package.tool(&request.resource.id).is_none() {
+        return Err(deny(
+            "unknown_tool",
+            format!("Package {} {} lists no tool {:?}.", package.package(), package.version(), request.resource.id),
+        ));
+    }
+    Ok(())
+}
+
+/// A question that can't be put to the policies.
+pub(super) fn bad_request(error: crate::policy::QueryError) -> Decision {
+    refuse(400, "invalid_request", error.to_string())
+}
