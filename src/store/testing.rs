@@ -30,7 +30,7 @@ pub fn record(tenant: &str, n: u64) -> DecisionRecord {
             resource: EntityRef { type_: "tool".into(), id: "git/status".into(), ..Default::default() },
             ..Default::default()
         },
-        facts: serde_json::json!({"trust": 2}),
+        facts: crate::gate::RecordedFacts::default(),
         arm: "stable".into(),
         digests: BTreeMap::new(),
         outcome: Outcome::Allow,
