@@ -5,5 +5,7 @@ pub mod api;
 pub mod cli;
 pub mod gate;
 pub mod lifecycle;
+pub mod package;
 pub mod policy;
+pub mod source;
 pub mod store;

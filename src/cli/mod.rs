@@ -1,6 +1,13 @@
 //! The commands of `remit` / `kubectl remit`. Exit codes: 0 pass, 1 verdict fail, 2 usage or error.
+//!
+//! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
 mod generate;
+mod init;
+mod keygen;
+mod output;
+mod package;
+mod test;
 
 use std::process::ExitCode;
 
@@ -16,6 +23,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Init),
+    Test(test::Test),
+    #[command(subcommand)]
+    Package(package::Package),
+    Keygen(keygen::Keygen),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -24,5 +36,9 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Package(args) => package::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
     }
 }
