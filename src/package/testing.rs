@@ -91,6 +91,17 @@ impl TestReport {
         self.unreadable.is_empty() && self.results.iter().all(|r| r.passed)
     }
 
+    /// The first thing that keeps the package from coming into force, for a condition's one line.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let mut refusals = self.refusals().into_iter();
+        let mut first = refusals.next()?;
+        match refusals.len() {
+            0 => {}
+            more => first.message += &format!(" (and {more} more)"),
+        }
+        Some(first)
+    }
+
     /// Everything that keeps the package from coming into force.
     pub fn refusals(&self) -> Vec<Refusal> {
         let failed = self.results.iter().filter(|r| !r.passed);
