@@ -219,7 +219,7 @@ fn a_platform_package_is_compiled_for_the_platform() {
            when { context.tenant == "test" };"#,
     );
     let grants = PolicyPackageSpec { tests: vec![], ..grants };
-    assert_eq!(refused(&grants, &context(&[])), [RefusalCode::InvalidAnnotation]);
+    assert_eq!(refused(&grants, &context(&[]))[0], RefusalCode::InvalidAnnotation);
     let platform = VerifyContext { tenant: "remit-system", is_platform: true, ..context(&[]) };
     assert!(accept(&grants, &platform, &[base_platform()]).is_ok());
 
