@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, Request, State};
+use axum::extract::{Path, RawQuery, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -25,11 +26,11 @@ pub async fn list(
     State(state): State<AppState>,
     Path(tenant): Path<String>,
     RawQuery(query): RawQuery,
-    request: Request,
+    parts: Parts,
 ) -> Result<Response, HttpError> {
     let tenant = named(tenant)?;
     let filter = filter(&query.unwrap_or_default())?;
-    authorized(&state, &request, &tenant).await?;
+    authorized(&state, &parts, &tenant).await?;
     let page = state.store.decisions(&tenant, &filter).await.map_err(failed)?;
     Ok(Json(page).into_response())
 }
@@ -38,10 +39,10 @@ pub async fn list(
 pub async fn one(
     State(state): State<AppState>,
     Path((tenant, id)): Path<(String, String)>,
-    request: Request,
+    parts: Parts,
 ) -> Result<Response, HttpError> {
     let tenant = named(tenant)?;
-    authorized(&state, &request, &tenant).await?;
+    authorized(&state, &parts, &tenant).await?;
     match state.store.decision(&tenant, &id).await.map_err(failed)? {
         Some(decision) => Ok(Json(decision).into_response()),
         None => Err(HttpError::not_found("unknown_decision", "This tenant has no decision with this id.")),
@@ -52,7 +53,7 @@ pub async fn one(
 pub async fn audit_records(
     State(state): State<AppState>,
     RawQuery(query): RawQuery,
-    request: Request,
+    parts: Parts,
 ) -> Result<Response, HttpError> {
     let (mut after, mut limit) = (0, AUDIT_ROWS.0);
     for (name, value) in parameters(&query.unwrap_or_default())? {
@@ -62,7 +63,7 @@ pub async fn audit_records(
             _ => return Err(unknown(&name, "after, limit")),
         }
     }
-    authorized(&state, &request, &state.settings.operator_namespace).await?;
+    authorized(&state, &parts, &state.settings.operator_namespace).await?;
     let rows = state.store.audit_rows(after, limit).await.map_err(failed)?;
     let mut lines = Vec::new();
     for row in &rows {
@@ -73,21 +74,21 @@ pub async fn audit_records(
 }
 
 /// `GET /admin/audit/anchors`: the writer, and its signed anchors, oldest first.
-pub async fn audit_anchors(State(state): State<AppState>, request: Request) -> Result<Response, HttpError> {
-    authorized(&state, &request, &state.settings.operator_namespace).await?;
+pub async fn audit_anchors(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
+    authorized(&state, &parts, &state.settings.operator_namespace).await?;
     let anchors = state.store.audit_anchors().await.map_err(failed)?;
     Ok(Json(json!({"writer": state.store.audit_writer(), "anchors": anchors})).into_response())
 }
 
 /// `GET /admin/audit/tombstones`: what retention has taken, signed, oldest first.
-pub async fn audit_tombstones(State(state): State<AppState>, request: Request) -> Result<Response, HttpError> {
-    authorized(&state, &request, &state.settings.operator_namespace).await?;
+pub async fn audit_tombstones(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
+    authorized(&state, &parts, &state.settings.operator_namespace).await?;
     let tombstones = state.store.audit_tombstones().await.map_err(failed)?;
     Ok(Json(json!({"writer": state.store.audit_writer(), "tombstones": tombstones})).into_response())
 }
 
-async fn authorized(state: &Server, request: &Request, namespace: &str) -> Result<(), HttpError> {
-    let caller = authenticate(state, request.headers(), request.extensions(), Audience::Admin).await?;
+async fn authorized(state: &Server, parts: &Parts, namespace: &str) -> Result<(), HttpError> {
+    let caller = authenticate(state, &parts.headers, &parts.extensions, Audience::Admin).await?;
     if may(state, &caller.identity, "get", "decisions", namespace).await? {
         return Ok(());
     }
