@@ -8,4 +8,5 @@ pub mod lifecycle;
 pub mod package;
 pub mod policy;
 pub mod source;
+pub mod server;
 pub mod store;
