@@ -6,4 +6,5 @@ pub mod cli;
 pub mod gate;
 pub mod lifecycle;
 pub mod policy;
+pub mod server;
 pub mod store;

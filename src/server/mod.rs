@@ -1,0 +1,3 @@
+//! axum routers. Thin: they read, ask the pure rooms, and answer; nothing here decides.
+
+pub mod admission;
