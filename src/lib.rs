@@ -4,5 +4,6 @@
 pub mod api;
 pub mod cli;
 pub mod gate;
+pub mod lifecycle;
 pub mod policy;
 pub mod store;
