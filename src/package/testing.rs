@@ -133,7 +133,14 @@ impl std::fmt::Display for Expected {
 
 impl std::fmt::Display for Got {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({}): {:?}; determining policies: {}", self.decision.as_str(), self.code, self.reason, list(&self.policies))?;
+        write!(
+            f,
+            "{} ({}): {:?}; determining policies: {}",
+            self.decision.as_str(),
+            self.code,
+            self.reason,
+            list(&self.policies)
+        )?;
         for error in &self.errors {
             write!(f, "; {}", error.replace('\n', " "))?;
         }
@@ -325,3 +332,7 @@ impl From<Decision> for Got {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "testing_tests.rs"]
+mod unit;
