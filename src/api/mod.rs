@@ -4,6 +4,7 @@
 
 mod agent;
 mod conditions;
+mod crd;
 mod policy_package;
 mod policy_signer;
 mod tenant_profile;
@@ -11,6 +12,7 @@ mod tenant_rollout;
 
 pub use agent::*;
 pub use conditions::*;
+pub use crd::crds;
 pub use policy_package::*;
 pub use policy_signer::*;
 pub use tenant_profile::*;

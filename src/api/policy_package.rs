@@ -8,6 +8,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::conditions::never_observed;
+use super::crd::Rule;
+
+/// Rules over the whole object. Immutability stands here and not at the fields: a transition rule of a field is skipped where the field is
+/// absent before or after, so that adding or removing an optional one would get around it.
+pub(super) const RULES: &[Rule] = &[Rule {
+    rule: "self.spec == oldSelf.spec",
+    message: "spec cannot be changed: a package is an immutable version; apply a new object with a new version instead",
+}];
+
+/// Characters that one text of a package may have: the whole object may have 900 KiB.
+const MAX_TEXT: u32 = 900 * 1024;
 
 /// An immutable version of a tenant's policies, tools, entities and tests; named by its digest, signed where the tenant has a signer.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -19,40 +30,68 @@ use super::conditions::never_observed;
     status = "PolicyPackageStatus",
     category = "remit",
     shortname = "pp",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    selectable = ".spec.package",
+    selectable = ".spec.version",
+    selectable = ".spec.digest",
+    printcolumn(name = "Package", type_ = "string", json_path = ".spec.package"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".spec.version"),
+    printcolumn(name = "Signed", type_ = "string", json_path = r#".status.conditions[?(@.type=="Signed")].status"#),
+    printcolumn(name = "Policies", type_ = "integer", json_path = ".status.policies"),
+    printcolumn(name = "Cost", type_ = "string", json_path = ".status.costClass", priority = 1),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.digest", priority = 1),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyPackageSpec {
-    /// Name of the package, the same in all its versions.
+    /// Name of the package, the same in all its versions: lower-case letters, digits and `-`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub package: String,
     /// Semantic version, without `+build`. A tenant never goes below the highest that was in force, except by rollback.
+    #[schemars(length(min = 1, max = 64))]
     pub version: String,
     /// Tools that the policies speak of. A tool that is not listed is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096), extend("x-kubernetes-list-type" = "atomic"))]
     pub tools: Vec<Tool>,
     /// Cedar policies, one entry a file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
     pub policies: Vec<SourceFile>,
     /// Cedar schema in its human-readable form: types and actions besides the core ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TEXT))]
     pub schema: Option<String>,
     /// Entities as Cedar's JSON, as text: groups, users and resources that the package knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TEXT))]
     pub entities: Option<String>,
     /// How AuthZEN subject and resource types map to Cedar types, and where their attributes come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapping: Option<Mapping>,
     /// Tests, one entry a YAML file. A package whose tests fail does not come into force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
     pub tests: Vec<SourceFile>,
     /// Who wrote this version, as the author calls themselves. Signed with the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub author: Option<String>,
     /// Name of the PolicySigner whose key signed. A hint for people: the key is found by its fingerprint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub signer: Option<String>,
     /// `sha256:` and 64 hex digits: SHA-256 over the RFC 8785 form of every other field except signer and signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
     pub digest: Option<String>,
     /// DSSE envelope over the statement that names tenant, package, version and digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,8 +103,10 @@ pub struct PolicyPackageSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourceFile {
     /// File name, relative to the package's folder; error messages name it.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Content of the file.
+    #[schemars(length(max = MAX_TEXT))]
     pub text: String,
 }
 
@@ -74,17 +115,21 @@ pub struct SourceFile {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tool {
     /// `server/name`, as agents call it.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Tier of the tool; also the ToolGroup that policies name.
+    /// Tier of the tool, also the ToolGroup that policies name: `read` (reads only), `write` (what it changes can be changed back) or
+    /// `admin` (it changes what can't be undone, or who may do what).
     pub tier: Tier,
-    /// Whether the tool touches what needs extra care; policies read it as `resource.sensitive`.
+    /// Whether the tool touches what needs extra care, `normal` or `sensitive`; policies read it as `resource.sensitive`.
     #[serde(default, skip_serializing_if = "Sensitivity::is_normal")]
     pub sensitivity: Sensitivity,
     /// Further ToolGroups of the tool. `read`, `write` and `admin` are reserved for the tier.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "atomic"))]
     pub groups: Vec<String>,
     /// What the tool does, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
     pub description: Option<String>,
 }
 
@@ -134,9 +179,11 @@ impl Sensitivity {
 pub struct Mapping {
     /// Subject types that gateways may ask about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
     pub subjects: Vec<MappedType>,
     /// Resource types.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
     pub resources: Vec<MappedType>,
 }
 
@@ -146,11 +193,14 @@ pub struct Mapping {
 pub struct MappedType {
     /// Type as it stands in AuthZEN requests.
     #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 253))]
     pub type_: String,
     /// Cedar entity type, with its namespace: `Docs::Document`.
+    #[schemars(length(min = 1, max = 253))]
     pub entity: String,
     /// Attributes that may come with the request. All others come from the package's entities only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
     pub attributes: Vec<MappedAttribute>,
 }
 
@@ -159,8 +209,9 @@ pub struct MappedType {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MappedAttribute {
     /// Name of the attribute in the Cedar schema and in `properties`.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Who is believed.
+    /// Who is believed: `caller` (a gateway that enforces for others, not the agent itself) or `agent` (the agent itself, too).
     pub from: AttributeSource,
 }
 
@@ -178,11 +229,14 @@ pub enum AttributeSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Envelope {
-    /// Media type of the payload.
+    /// Media type of the payload, `application/vnd.remit.package.v1+json`.
+    #[schemars(length(max = 253))]
     pub payload_type: String,
     /// The signed statement, base64.
+    #[schemars(length(max = 16_384))]
     pub payload: String,
     /// Signatures, one a key.
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"))]
     pub signatures: Vec<EnvelopeSignature>,
 }
 
@@ -191,8 +245,10 @@ pub struct Envelope {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnvelopeSignature {
     /// Fingerprint of the key, `sha256:` and 64 hex digits.
+    #[schemars(length(max = 253))]
     pub keyid: String,
     /// Ed25519 signature over DSSE's pre-authentication encoding, base64.
+    #[schemars(length(max = 1024))]
     pub sig: String,
 }
 
@@ -214,6 +270,6 @@ pub struct PolicyPackageStatus {
     pub cost_class: Option<String>,
     /// Valid: it parses, agrees with the schema and its tests pass. Signed: by whom. Ready: it may come into force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

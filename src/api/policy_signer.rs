@@ -16,13 +16,56 @@ use super::conditions::never_observed;
     status = "PolicySignerStatus",
     category = "remit",
     shortname = "psign",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "Tenants", type_ = "string", json_path = ".spec.tenants"),
+    printcolumn(name = "Packages", type_ = "integer", json_path = ".status.packages"),
+    printcolumn(name = "Revoked", type_ = "string", json_path = ".spec.revoked.reason"),
+    printcolumn(name = "Not-Before", type_ = "string", json_path = ".spec.notBefore", priority = 1),
+    printcolumn(name = "Not-After", type_ = "string", json_path = ".spec.notAfter", priority = 1),
+    printcolumn(name = "Fingerprint", type_ = "string", json_path = ".status.fingerprint", priority = 1),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "self.publicKey == oldSelf.publicKey",
+        "message": "publicKey cannot be changed: apply a new PolicySigner for the new key, and set revoked on this one"
+    },
+    {
+        "rule": "!has(self.notBefore) || !has(self.notAfter) || self.notAfter > self.notBefore",
+        "message": "notAfter must be later than notBefore"
+    },
+    {
+        "rule": "!has(oldSelf.revoked) || has(self.revoked)",
+        "message": "revoked cannot be taken back: apply a new PolicySigner with a new key instead"
+    },
+    {
+        "rule": "!has(oldSelf.revoked) || !has(self.revoked) || oldSelf.revoked.reason != 'Compromised' \
+|| self.revoked.reason == 'Compromised'",
+        "message": "revoked.reason cannot go back from Compromised to Superseded"
+    }
+]))]
 pub struct PolicySignerSpec {
     /// Ed25519 public key, PEM (SubjectPublicKeyInfo). It can't be changed: make a new signer instead.
+    #[schemars(length(max = 1024), extend("x-kubernetes-validations" = [{
+        "rule": "self.startsWith('-----BEGIN PUBLIC KEY-----')",
+        "message": "publicKey must be PEM that starts with -----BEGIN PUBLIC KEY-----, as `remit keygen` prints it"
+    }]))]
     pub public_key: String,
     /// Namespaces whose packages the key may sign. `*` means every namespace except the operator's own, which must be named.
+    #[schemars(
+        length(min = 1, max = 256),
+        inner(length(min = 1, max = 63), regex(pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
     pub tenants: Vec<String>,
     /// Before this instant nothing is verified for the first time with this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,7 +82,8 @@ pub struct PolicySignerSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Revoked {
-    /// What the withdrawal means for packages that the key has signed.
+    /// What the withdrawal means for packages that the key has signed: `Superseded` (signs nothing new, what is in force stays) or
+    /// `Compromised` (everything that it signed leaves force at once).
     pub reason: RevokedReason,
 }
 
@@ -67,6 +111,6 @@ pub struct PolicySignerStatus {
     pub packages: i64,
     /// Ready: the key may sign now. Expired, Stalled: why it may not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

@@ -6,6 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::conditions::never_observed;
+use super::crd::Rule;
+
+/// Rules over the whole object.
+pub(super) const RULES: &[Rule] = &[Rule {
+    rule: "self.metadata.name == 'default'",
+    message: "metadata.name must be 'default': a namespace has one TenantProfile",
+}];
 
 /// Settings of a tenant. Always named `default`. The one of the operator's own namespace is the floor: a tenant may only tighten it.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -17,15 +24,28 @@ use super::conditions::never_observed;
     status = "TenantProfileStatus",
     category = "remit",
     shortname = "tprof",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "Session-Timeout", type_ = "integer", json_path = ".status.effective.sessionTimeoutSeconds"),
+    printcolumn(name = "Retention-Days", type_ = "integer", json_path = ".status.effective.retentionDays"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TenantProfileSpec {
     /// Seconds without heartbeat after which a session ends, 10 to 86400; 900 if not set. A tenant's may only be shorter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 86_400))]
     pub session_timeout_seconds: Option<i64>,
     /// Days for which decision records are kept, 1 to 3650; 90 if not set. A tenant's may only be longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3650))]
     pub retention_days: Option<i64>,
 }
 
@@ -41,7 +61,7 @@ pub struct TenantProfileStatus {
     pub effective: Option<EffectiveProfile>,
     /// Ready: the values are in force. A setting that would loosen the platform's is named in the message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 

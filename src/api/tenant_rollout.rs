@@ -6,6 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::conditions::never_observed;
+use super::crd::Rule;
+
+/// Rules over the whole object.
+pub(super) const RULES: &[Rule] = &[Rule {
+    rule: "self.metadata.name == 'default'",
+    message: "metadata.name must be 'default': a namespace has one TenantRollout",
+}];
 
 /// Which package is in force in this namespace. Always named `default`; an empty spec means the highest Ready version of the only package.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -17,7 +24,22 @@ use super::conditions::never_observed;
     status = "TenantRolloutStatus",
     category = "remit",
     shortname = "tro",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Package", type_ = "string", json_path = ".status.stable.package"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.stable.version"),
+    printcolumn(name = "Candidate", type_ = "string", json_path = ".status.candidate.version"),
+    printcolumn(name = "Paused", type_ = "boolean", json_path = ".spec.paused", priority = 1),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.stable.digest", priority = 1),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].message"#,
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TenantRolloutSpec {
@@ -29,21 +51,29 @@ pub struct TenantRolloutSpec {
     pub paused: bool,
     /// How many former revisions are kept, 1 to 100; 10 if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
     pub revision_history_limit: Option<i64>,
 }
 
 /// Which package to put in force: by name and version range, or by digest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.digest) || (!has(self.name) && !has(self.version))",
+    "message": "digest names exactly one package: leave out name and version, or leave out digest"
+}]))]
 pub struct PackageSelector {
-    /// Name of the package.
+    /// Name of the package. May be left out where the namespace has packages of one name only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: Option<String>,
     /// Range of versions, as Cargo writes it: `^1.2`, `>=1, <2`, `=1.4.0`. The highest Ready version in it is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub version: Option<String>,
     /// Exactly this package, `sha256:` and 64 hex digits. Excludes name and version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
     pub digest: Option<String>,
 }
 
@@ -108,16 +138,21 @@ pub struct HistoryEntry {
 #[serde(rename_all = "camelCase")]
 pub struct HumanAction {
     /// Chosen by the writer, unique in the list.
+    #[schemars(length(min = 1, max = 63))]
     pub id: String,
     /// Who asks: the request's username.
+    #[schemars(length(max = 253))]
     pub actor: String,
     /// `promote`, `pause`, `abort` or `rollback`.
+    #[schemars(length(max = 63))]
     pub action: String,
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub reason: Option<String>,
     /// `http` where Remit wrote it for an authenticated person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
     pub via: Option<String>,
 }
 
@@ -145,7 +180,7 @@ pub struct TenantRolloutStatus {
     pub verdict: Option<String>,
     /// Former revisions, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
     pub history: Vec<HistoryEntry>,
     /// What people asked for and Remit has not handled yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -153,6 +188,6 @@ pub struct TenantRolloutStatus {
     pub actions: Vec<HumanAction>,
     /// Ready: what was asked for is in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

@@ -1,3 +1,4 @@
-//! The state machines. Pure: (state, observation, now) -> (state, effects); no client, no clock, no store.
+//! The state machines. Pure: (state, observation, now) in, (state, effects) out; no clock, no client, no store.
 
 pub mod rollout;
+pub mod session;

@@ -8,7 +8,26 @@ use std::pin::Pin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub mod audit;
+mod chain;
+mod sink;
+mod sqlite;
+mod statement;
+#[cfg(test)]
+mod testing;
+
+pub use audit::AuditRow;
+pub use chain::Columns;
+pub use sink::{AnchorSink, FileSink};
+pub use sqlite::{JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
+pub use statement::{Anchor, Statement, StatementError, Tombstone};
+
+use crate::api::Envelope;
 use crate::gate::DecisionRecord;
+
+/// How many processes must end while a package is being parsed before its bytes are not tried again. One death may be
+/// anybody's fault (a kill, a node that fails), and would take a healthy package out of force.
+pub const QUARANTINE_AFTER: i64 = 2;
 
 /// Future of a store call, boxed so that the traits stay object safe.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -25,6 +44,15 @@ pub enum StoreError {
     /// The database said no.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
+    /// Another process has the data directory.
+    #[error("{path} is in use by another remit{holder}: two writers would break the journal's chain")]
+    Locked { path: String, holder: String },
+    /// The data directory.
+    #[error("{path}: {source}")]
+    Io { path: String, source: std::io::Error },
+    /// What the caller asked for is wrong: 400.
+    #[error("{field}: {why}")]
+    Invalid { field: &'static str, why: String },
     /// A stored value can't be read.
     #[error("stored {what} can't be read: {why}")]
     Corrupt { what: &'static str, why: String },
@@ -149,12 +177,21 @@ pub trait Store: Send + Sync {
     fn signer_seen<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, bool>;
     /// Remembers that a signer covers this tenant.
     fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()>;
-    /// Digests whose parsing was begun and never ended: their bytes killed the process.
+    /// Digests whose parsing was begun and never ended in `QUARANTINE_AFTER` processes: their bytes kill the process.
     fn quarantined(&self) -> StoreFuture<'_, Vec<String>>;
     /// Notes, before parsing, that it begins.
     fn parse_begins<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()>;
     /// Notes that parsing ended, well or not.
     fn parse_ended<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()>;
     /// Deletes records older than `before` of a tenant, at most `batch`, leaving a signed tombstone; says how many.
+    /// Call it again until it says less than `batch` (1 to 1000).
     fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64>;
+    /// Rows of the chain after `after`, in order, at most `limit` (1 to 10,000), for `remit audit verify`.
+    fn audit_rows(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditRow>>;
+    /// Who writes this chain.
+    fn audit_writer(&self) -> String;
+    /// The anchors that are kept, oldest first.
+    fn audit_anchors(&self) -> StoreFuture<'_, Vec<Envelope>>;
+    /// All tombstones, oldest first.
+    fn audit_tombstones(&self) -> StoreFuture<'_, Vec<Envelope>>;
 }

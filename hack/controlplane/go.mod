@@ -1,0 +1,3 @@
+module remit.dev/hack/controlplane
+
+go 1.26

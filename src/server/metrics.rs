@@ -1,0 +1,146 @@
+//! What Prometheus reads: names with units, labels whose values are Remit's own and few.
+//!
+//! Must never have a label whose values a tenant, an agent or a token chooses.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    outcome: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReviewLabels {
+    review: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: &'static str,
+}
+
+/// The server's metrics, and the registry that others add theirs to before it is shared.
+pub struct Metrics {
+    registry: Registry,
+    check_seconds: Histogram,
+    commit_seconds: Histogram,
+    decisions: Family<DecisionLabels, Counter>,
+    reviews: Family<ReviewLabels, Counter>,
+    refused: Family<CodeLabel, Counter>,
+    unrecorded: Counter,
+    /// Connections that are open.
+    pub connections: Gauge<i64, AtomicI64>,
+    /// Connections that failed before a request: TLS, time limits.
+    pub handshakes_failed: Counter,
+    /// Live sessions.
+    pub sessions: Gauge<i64, AtomicI64>,
+    snapshot_age: Gauge<f64, AtomicU64>,
+    snapshot_generation: Gauge<i64, AtomicI64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new(Registry::default())
+    }
+}
+
+impl Metrics {
+    /// Adds the server's metrics to a registry, under prefix `remit_`.
+    pub fn new(mut registry: Registry) -> Self {
+        let buckets = [5e-6, 1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4, 6.4e-4, 1.28e-3, 5e-3, 2.5e-2, 1e-1, 5e-1, 2.5];
+        let check_seconds = Histogram::new(buckets);
+        let commit_seconds = Histogram::new(buckets);
+        let decisions = Family::default();
+        let reviews = Family::default();
+        let refused = Family::default();
+        let unrecorded = Counter::default();
+        let connections = Gauge::default();
+        let handshakes_failed = Counter::default();
+        let sessions = Gauge::default();
+        let snapshot_age = Gauge::default();
+        let snapshot_generation = Gauge::default();
+        let r = registry.sub_registry_with_prefix("remit");
+        r.register_with_unit("check_duration", "Time of one check in the gates", Unit::Seconds, check_seconds.clone());
+        r.register_with_unit(
+            "journal_commit_duration",
+            "Time that an allow waited for its record's commit",
+            Unit::Seconds,
+            commit_seconds.clone(),
+        );
+        r.register("decisions", "Decisions by outcome and reason code", decisions.clone());
+        r.register("authn_reviews", "Reviews asked of the API server", reviews.clone());
+        r.register("requests_refused", "Requests that were refused before a decision", refused.clone());
+        r.register("records_lost", "Answers other than allow whose record could not be queued", unrecorded.clone());
+        r.register("connections", "Open connections", connections.clone());
+        r.register("connections_failed", "Connections that ended before a request", handshakes_failed.clone());
+        r.register("sessions", "Live sessions", sessions.clone());
+        r.register_with_unit("snapshot_age", "Time since the feed last showed life", Unit::Seconds, snapshot_age.clone());
+        r.register("snapshot_generation", "How often the snapshot was swapped", snapshot_generation.clone());
+        Self {
+            registry,
+            check_seconds,
+            commit_seconds,
+            decisions,
+            reviews,
+            refused,
+            unrecorded,
+            connections,
+            handshakes_failed,
+            sessions,
+            snapshot_age,
+            snapshot_generation,
+        }
+    }
+
+    /// One decision, and its time in the gates.
+    pub fn decided(&self, outcome: &'static str, code: &'static str, took: Duration) {
+        self.check_seconds.observe(took.as_secs_f64());
+        self.decisions.get_or_create(&DecisionLabels { outcome, code }).inc();
+    }
+
+    /// A commit that an allow waited for.
+    pub fn committed(&self, took: Duration) {
+        self.commit_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A deny left without a record.
+    pub fn record_lost(&self) {
+        self.unrecorded.inc();
+    }
+
+    /// One review: `token` or `access`; `accepted`, `refused` or `unreachable`.
+    pub fn review(&self, review: &'static str, result: &'static str) {
+        self.reviews.get_or_create(&ReviewLabels { review, result }).inc();
+    }
+
+    /// A request that was refused before a decision.
+    pub fn request_refused(&self, code: &'static str) {
+        self.refused.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// How old the snapshot is.
+    pub fn snapshot(&self, age: Option<Duration>, generation: u64) {
+        self.snapshot_age.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+        self.snapshot_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    /// OpenMetrics text.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut out = String::with_capacity(8192);
+        encode(&mut out, &self.registry)?;
+        out.write_str("")?;
+        Ok(out)
+    }
+}

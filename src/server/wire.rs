@@ -1,0 +1,431 @@
+//! AuthZEN's JSON and Remit's types, both ways.
+//!
+//! The specification wants unknown members ignored, and they are. But a caller who misspells `arguments`, `session` or
+//! `on_behalf_of`, or puts them at the wrong place, would be judged without them, and a `forbid` that reads an argument would
+//! not match: such near misses are refused by name. Must never let a typo widen an answer.
+
+use serde_json::{Map, Value, json};
+
+use super::error::HttpError;
+use super::ijson;
+use crate::api::{Delegator, DelegatorKind};
+use crate::gate::{ActionRef, CheckRequest, Decision, DecisionRecord, EntityRef, Outcome};
+use crate::policy::CallerKind;
+
+/// Items that one request may carry.
+pub const MAX_ITEMS: usize = 1000;
+/// Longest type, id, name or session, bytes.
+const MAX_NAME: usize = 1024;
+/// Members that one of the request's own objects may have, unknown ones included.
+const MAX_MEMBERS: usize = 128;
+
+/// How a batch goes on after an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Semantic {
+    /// Every item.
+    #[default]
+    ExecuteAll,
+    /// Up to the first that is not an allow.
+    DenyOnFirstDeny,
+    /// Up to the first allow.
+    PermitOnFirstPermit,
+}
+
+/// A batch, or the one question that `evaluations` without items stands for.
+#[derive(Debug)]
+pub enum Questions {
+    /// Answered by one decision.
+    One(CheckRequest),
+    /// Answered in order; an item that can't be read is answered by its error.
+    Many(Vec<Result<CheckRequest, HttpError>>, Semantic),
+}
+
+const WRONG: &str = "invalid_request";
+
+/// One question.
+pub fn question(mut body: Map<String, Value>) -> Result<CheckRequest, HttpError> {
+    near_misses(&body, "", &["context"], &["arguments", "session", "on_behalf_of"])?;
+    read(&mut body, &mut Map::new(), "")
+}
+
+/// A batch.
+pub fn questions(mut body: Map<String, Value>) -> Result<Questions, HttpError> {
+    near_misses(&body, "", &["context", "evaluations"], &["arguments", "session", "on_behalf_of", "evaluations_semantic"])?;
+    let items = match body.swap_remove("evaluations") {
+        None => Vec::new(),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(expected("evaluations", "an array", &other)),
+    };
+    let semantic = semantic(body.get("options"))?;
+    if items.is_empty() {
+        return Ok(Questions::One(read(&mut body, &mut Map::new(), "")?));
+    }
+    if items.len() > MAX_ITEMS {
+        let what = format!("{} items, at most {MAX_ITEMS} are taken; nothing was evaluated", items.len());
+        return Err(HttpError::field("batch_too_large", "evaluations", what));
+    }
+    let items = items.into_iter().enumerate().map(|(n, item)| {
+        let prefix = format!("evaluations[{n}].");
+        match item {
+            Value::Object(mut item) => {
+                near_misses(&item, &prefix, &["context"], &["arguments", "session", "on_behalf_of"])?;
+                read(&mut item, &mut body, &prefix)
+            }
+            other => Err(expected(prefix.trim_end_matches('.'), "an object", &other)),
+        }
+    });
+    Ok(Questions::Many(items.collect(), semantic))
+}
+
+fn semantic(options: Option<&Value>) -> Result<Semantic, HttpError> {
+    let options = match options {
+        None => return Ok(Semantic::default()),
+        Some(Value::Object(options)) => options,
+        Some(other) => return Err(expected("options", "an object", other)),
+    };
+    match options.get("evaluations_semantic") {
+        None => Ok(Semantic::default()),
+        Some(Value::String(s)) if s == "execute_all" => Ok(Semantic::ExecuteAll),
+        Some(Value::String(s)) if s == "deny_on_first_deny" => Ok(Semantic::DenyOnFirstDeny),
+        Some(Value::String(s)) if s == "permit_on_first_permit" => Ok(Semantic::PermitOnFirstPermit),
+        Some(_) => Err(HttpError::field(
+            WRONG,
+            "options.evaluations_semantic",
+            "must be one of `execute_all`, `deny_on_first_deny`, `permit_on_first_permit`",
+        )),
+    }
+}
+
+/// Reads one question from `item`, with `defaults` for the members that it leaves out (whole members, never merged).
+fn read(item: &mut Map<String, Value>, defaults: &mut Map<String, Value>, prefix: &str) -> Result<CheckRequest, HttpError> {
+    // A default is named by its own path, an item's by the item's.
+    let mut take = |name: &str| match item.swap_remove(name) {
+        Some(value) => (format!("{prefix}{name}"), Some(value)),
+        None => match defaults.get(name) {
+            Some(value) => (name.to_owned(), Some(value.clone())),
+            None => (format!("{prefix}{name}"), None),
+        },
+    };
+    let (path, subject) = take("subject");
+    let subject = entity(&path, subject)?;
+    let (path, action) = take("action");
+    let mut action = object(&path, action)?.ok_or_else(|| missing(&path))?;
+    let action = ActionRef { name: text(&path, &mut action, "name")?, properties: properties(&path, &mut action)? };
+    let (path, resource) = take("resource");
+    let resource = entity(&path, resource)?;
+    let (path, context) = take("context");
+    let mut request = CheckRequest { subject, action, resource, ..CheckRequest::default() };
+    if let Some(context) = object(&path, context)? {
+        read_context(context, &path, &mut request)?;
+    }
+    Ok(request)
+}
+
+fn read_context(mut context: Map<String, Value>, path: &str, request: &mut CheckRequest) -> Result<(), HttpError> {
+    near_misses(&context, &format!("{path}."), &["arguments", "session", "on_behalf_of"], &[])?;
+    let arguments = format!("{path}.arguments");
+    if let Some(value) = context.swap_remove("arguments") {
+        request.arguments = object(&arguments, Some(value))?.unwrap_or_default();
+    }
+    if let Some(value) = context.swap_remove("session") {
+        request.session = Some(name(&format!("{path}.session"), value)?);
+    }
+    if let Some(value) = context.swap_remove("on_behalf_of") {
+        request.on_behalf_of = Some(delegator(&format!("{path}.on_behalf_of"), value)?);
+    }
+    Ok(())
+}
+
+/// A user's name, or `{type: "user"|"agent", id}`.
+fn delegator(path: &str, value: Value) -> Result<Delegator, HttpError> {
+    match value {
+        Value::String(_) => Ok(Delegator { kind: DelegatorKind::User, name: name(path, value)? }),
+        Value::Object(mut map) => {
+            let kind = match text(path, &mut map, "type")?.as_str() {
+                "user" => DelegatorKind::User,
+                "agent" => DelegatorKind::Agent,
+                _ => return Err(HttpError::field(WRONG, format!("{path}.type"), "must be `user` or `agent`")),
+            };
+            Ok(Delegator { kind, name: text(path, &mut map, "id")? })
+        }
+        other => Err(expected(path, "a user's name or {\"type\": \"user\"|\"agent\", \"id\": …}", &other)),
+    }
+}
+
+fn entity(path: &str, value: Option<Value>) -> Result<EntityRef, HttpError> {
+    let mut map = object(path, value)?.ok_or_else(|| missing(path))?;
+    Ok(EntityRef {
+        type_: text(path, &mut map, "type")?,
+        id: text(path, &mut map, "id")?,
+        properties: properties(path, &mut map)?,
+    })
+}
+
+fn properties(path: &str, map: &mut Map<String, Value>) -> Result<Map<String, Value>, HttpError> {
+    Ok(object(&format!("{path}.properties"), map.swap_remove("properties"))?.unwrap_or_default())
+}
+
+fn object(path: &str, value: Option<Value>) -> Result<Option<Map<String, Value>>, HttpError> {
+    match value {
+        None => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(map)),
+        Some(other) => Err(expected(path, "an object", &other)),
+    }
+}
+
+fn text(path: &str, map: &mut Map<String, Value>, key: &str) -> Result<String, HttpError> {
+    let path = format!("{path}.{key}");
+    name(&path, map.swap_remove(key).ok_or_else(|| missing(&path))?)
+}
+
+fn name(path: &str, value: Value) -> Result<String, HttpError> {
+    match value {
+        Value::String(s) if s.is_empty() => Err(HttpError::field(WRONG, path, "must not be empty")),
+        Value::String(s) if s.len() > MAX_NAME => {
+            Err(HttpError::field(WRONG, path, format!("must not be longer than {MAX_NAME} bytes")))
+        }
+        Value::String(s) => Ok(s),
+        other => Err(expected(path, "a string", &other)),
+    }
+}
+
+fn missing(path: &str) -> HttpError {
+    HttpError::field(WRONG, path, "is required")
+}
+
+fn expected(path: &str, what: &str, got: &Value) -> HttpError {
+    HttpError::field(WRONG, path, format!("must be {what}, not {}", ijson::kind(got)))
+}
+
+/// Refuses members that look like a known one but are not, and known ones that lie one level too high.
+fn near_misses(map: &Map<String, Value>, prefix: &str, known: &[&str], inner: &[&str]) -> Result<(), HttpError> {
+    if map.len() > MAX_MEMBERS {
+        let place = if prefix.is_empty() { "the body" } else { prefix.trim_end_matches('.') };
+        return Err(HttpError::bad_request(WRONG, format!("{place}: has {} members, at most {MAX_MEMBERS} are taken", map.len())));
+    }
+    for key in map.keys() {
+        if known.contains(&key.as_str()) {
+            continue;
+        }
+        let path = || format!("{prefix}{}", key.escape_debug().take(64).collect::<String>());
+        if let Some(meant) = inner.iter().find(|k| *k == key) {
+            let place = if *meant == "evaluations_semantic" { "options" } else { "context" };
+            return Err(HttpError::field(WRONG, path(), format!("belongs in `{place}`, where it is read")));
+        }
+        if let Some(meant) = known.iter().chain(inner).find(|k| looks_like(key, k)) {
+            return Err(HttpError::field(WRONG, path(), format!("is not known: `{meant}` is meant?")));
+        }
+    }
+    Ok(())
+}
+
+/// The same but for case and separators, or (from eight letters on) one or two letters apart; one letter for shorter names.
+fn looks_like(key: &str, known: &str) -> bool {
+    if key.len() > known.len() + 4 {
+        return false;
+    }
+    let plain = |s: &str| s.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect::<Vec<_>>();
+    let (a, b) = (plain(key), plain(known));
+    distance(&a, &b) <= if b.len() >= 8 { 2 } else { 1 }
+}
+
+/// Edit distance with transpositions (optimal string alignment).
+fn distance(a: &[char], b: &[char]) -> usize {
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let cost = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + cost);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+/// A decision as AuthZEN answers it. Only gateways hear which policies decided, and under which packages.
+pub fn answer(decision: &Decision, record: &DecisionRecord, to: CallerKind) -> Value {
+    let mut context = Map::new();
+    context.insert("code".into(), decision.code.into());
+    context.insert("reason".into(), decision.reason.as_str().into());
+    context.insert("decision_id".into(), record.id.as_str().into());
+    if decision.outcome == Outcome::ApprovalRequired {
+        let asks = decision.asks.iter().map(|policy| {
+            let mut ask = Map::new();
+            if let Some(asked) = &policy.ask {
+                ask.insert("group".into(), asked.group.as_str().into());
+                ask.insert("count".into(), asked.count.into());
+            }
+            if let Some(reason) = &policy.reason {
+                ask.insert("reason".into(), reason.as_str().into());
+            }
+            if to == CallerKind::Gateway {
+                ask.insert("policy".into(), policy.id.as_str().into());
+            }
+            Value::Object(ask)
+        });
+        context.insert("asks".into(), asks.collect());
+    }
+    if to == CallerKind::Gateway {
+        context.insert("policies".into(), decision.policies.iter().map(|p| Value::from(p.id.as_str())).collect());
+        context.insert("digests".into(), json!(record.digests));
+        if !decision.errors.is_empty() {
+            context.insert("errors".into(), json!(decision.errors));
+        }
+    }
+    json!({"decision": decision.outcome == Outcome::Allow, "context": context})
+}
+
+/// An item of a batch that could not be evaluated: denied, with the error in its context.
+pub fn item_error(error: &HttpError) -> Value {
+    let mut context = Map::new();
+    context.insert("code".into(), error.code.into());
+    context.insert("reason".into(), error.message.as_str().into());
+    context.insert("error".into(), json!({"status": error.status.as_u16(), "message": error.message}));
+    if let Some(field) = &error.field {
+        context.insert("field".into(), field.as_str().into());
+    }
+    if let Some(id) = &error.decision_id {
+        context.insert("decision_id".into(), id.as_str().into());
+    }
+    json!({"decision": false, "context": context})
+}
+
+/// Bytes of text that an evaluation may have to look at.
+pub fn weight(request: &CheckRequest) -> usize {
+    fn of(value: &Value) -> usize {
+        match value {
+            Value::String(s) => s.len(),
+            Value::Array(items) => items.iter().map(of).sum::<usize>() + items.len() * 8,
+            Value::Object(map) => of_map(map),
+            _ => 8,
+        }
+    }
+    fn of_map(map: &Map<String, Value>) -> usize {
+        map.iter().map(|(k, v)| k.len() + of(v)).sum()
+    }
+    of_map(&request.arguments) + of_map(&request.subject.properties) + of_map(&request.resource.properties)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(map) => map,
+            other => panic!("{other}"),
+        }
+    }
+
+    fn plain() -> Map<String, Value> {
+        map(json!({"subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"},
+            "resource": {"type": "tool", "id": "git/status"}}))
+    }
+
+    fn with(key: &str, value: Value) -> Map<String, Value> {
+        let mut body = plain();
+        body.insert(key.into(), value);
+        body
+    }
+
+    fn field(body: Map<String, Value>) -> String {
+        question(body).unwrap_err().field.unwrap()
+    }
+
+    #[test]
+    fn reads_what_remit_knows_and_ignores_what_it_does_not() {
+        let context = json!({"arguments": {"a": 1}, "session": "s", "on_behalf_of": "alice", "time": "now", "ip": "::1"});
+        let mut body = with("context", context);
+        body.insert("foo".into(), json!("bar"));
+        body.insert("futureField".into(), json!({"nested": true}));
+        let request = question(body).unwrap();
+        assert_eq!(request.arguments, map(json!({"a": 1})));
+        assert_eq!(request.session.as_deref(), Some("s"));
+        assert_eq!(request.on_behalf_of, Some(Delegator { kind: DelegatorKind::User, name: "alice".into() }));
+        let agent = json!({"on_behalf_of": {"type": "agent", "id": "planner"}});
+        let request = question(with("context", agent)).unwrap();
+        assert_eq!(request.on_behalf_of, Some(Delegator { kind: DelegatorKind::Agent, name: "planner".into() }));
+    }
+
+    #[test]
+    fn typo_property_never_widens() {
+        for typo in ["argument", "Arguments", "arguements", "args_", "onBehalfOf", "on-behalf-of", "on_behalf_off", "sesion", "sessions"] {
+            let error = question(with("context", json!({typo: {}})));
+            if typo == "args_" {
+                assert!(error.is_ok(), "far from any known name");
+            } else {
+                assert_eq!(error.unwrap_err().field.unwrap(), format!("context.{typo}"));
+            }
+        }
+        for high in ["arguments", "session", "on_behalf_of"] {
+            let error = question(with(high, json!("x"))).unwrap_err();
+            assert!(error.message.contains("belongs in `context`"), "{error}");
+        }
+        for typo in ["contxt", "Context", "contexts"] {
+            assert_eq!(field(with(typo, json!({}))), typo);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_of_the_wrong_shape_is_named() {
+        for (key, sub) in [("subject", "type"), ("subject", "id"), ("action", "name"), ("resource", "type"), ("resource", "id")] {
+            let mut body = plain();
+            body.swap_remove(key);
+            assert_eq!(field(body), key);
+            let mut body = plain();
+            body[key].as_object_mut().unwrap().swap_remove(sub);
+            assert_eq!(field(body), format!("{key}.{sub}"));
+            for bad in [json!(123), json!(null), json!(""), json!("x".repeat(1025))] {
+                let mut body = plain();
+                body[key][sub] = bad;
+                assert_eq!(field(body), format!("{key}.{sub}"));
+            }
+            let mut body = plain();
+            body[key]["properties"] = json!([]);
+            assert_eq!(field(body), format!("{key}.properties"));
+        }
+        assert_eq!(field(with("context", json!(null))), "context");
+        assert_eq!(field(with("context", json!({"arguments": null}))), "context.arguments");
+        assert_eq!(field(with("context", json!({"session": 7}))), "context.session");
+        assert_eq!(field(with("context", json!({"on_behalf_of": {"type": "robot", "id": "x"}}))), "context.on_behalf_of.type");
+    }
+
+    #[test]
+    fn defaults_are_inherited_whole_and_errors_stay_with_their_item() {
+        let body = map(json!({
+            "subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"},
+            "context": {"arguments": {"a": 1, "b": 2}, "session": "s"},
+            "evaluations": [
+                {"resource": {"type": "tool", "id": "x/1"}},
+                {"resource": {"type": "tool", "id": "x/2"}, "context": {"arguments": {"a": 3}}},
+                {"context": {}},
+                7
+            ]
+        }));
+        let Questions::Many(items, Semantic::ExecuteAll) = questions(body).unwrap() else { panic!() };
+        let first = items[0].as_ref().unwrap();
+        assert_eq!((first.resource.id.as_str(), first.arguments.len(), first.session.as_deref()), ("x/1", 2, Some("s")));
+        let second = items[1].as_ref().unwrap();
+        assert_eq!((second.arguments.len(), second.session.as_deref()), (1, None), "a member overrides as a whole");
+        assert_eq!(items[2].as_ref().unwrap_err().field.as_deref(), Some("evaluations[2].resource"));
+        assert_eq!(items[3].as_ref().unwrap_err().field.as_deref(), Some("evaluations[3]"));
+    }
+
+    #[test]
+    fn absent_or_empty_evaluations_are_one_question_and_a_thousand_are_enough() {
+        assert!(matches!(questions(plain()), Ok(Questions::One(_))));
+        assert!(matches!(questions(with("evaluations", json!([]))), Ok(Questions::One(_))));
+        assert!(matches!(questions(with("evaluations", vec![json!({}); 1000].into())), Ok(Questions::Many(items, _)) if items.len() == 1000));
+        let error = questions(with("evaluations", vec![json!({}); 1001].into())).unwrap_err();
+        assert_eq!((error.code, error.field.as_deref()), ("batch_too_large", Some("evaluations")));
+        assert_eq!(questions(with("evaluations", json!({}))).unwrap_err().field.as_deref(), Some("evaluations"));
+        let mut body = with("evaluations", json!([{}]));
+        body.insert("options".into(), json!({"evaluations_semantic": "some"}));
+        assert_eq!(questions(body).unwrap_err().field.as_deref(), Some("options.evaluations_semantic"));
+    }
+}

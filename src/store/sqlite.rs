@@ -1,0 +1,451 @@
+//! SQLite, the embedded default: journal and store in one file of the data directory, for one operator.
+//!
+//! WAL; one connection writes, a pool reads, one copies the WAL back in the background. Nothing here decides anything.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use jiff::Timestamp;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Row, SqlSafeStr};
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinHandle;
+
+mod decisions;
+mod journal;
+mod ledger;
+mod queue;
+#[cfg(test)]
+mod tests;
+
+pub use journal::JournalCounters;
+pub use queue::QueueLimits;
+
+use self::ledger::Write;
+use self::queue::{Job, Pending, Queue};
+use super::chain::{Columns, body_hash};
+use super::{
+    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError,
+    StoreFuture, StoredDecision,
+};
+use crate::api::Envelope;
+use crate::gate::DecisionRecord;
+
+/// File of the database in the data directory.
+pub const DATABASE_FILE: &str = "remit.db";
+/// File whose lock says that the data directory is in use.
+const LOCK_FILE: &str = "remit.lock";
+/// Readers at once.
+const READERS: u32 = 3;
+/// The WAL is copied back in the background after about so many bytes.
+const CHECKPOINT_BYTES: u64 = 4 * 1024 * 1024;
+/// How often that is looked at.
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
+/// Pages in the WAL (of 4 KiB) from which on the writer starts it anew.
+const WAL_PAGES: i64 = 16 * 1024;
+
+/// When a commit counts as done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Synchronous {
+    /// On the disk: it survives a power cut. For the journal that is the store.
+    #[default]
+    Full,
+    /// With the kernel: it survives the process, not a power cut. For a journal that is shipped elsewhere.
+    Normal,
+}
+
+/// How to open the store.
+pub struct SqliteOptions {
+    /// When a commit counts as done.
+    pub synchronous: Synchronous,
+    /// Limits of what waits for the writer.
+    pub queue: QueueLimits,
+    /// The installation's key, for anchors and tombstones; without it there are none.
+    pub signing_key: Option<SigningKey>,
+    /// Where anchors go besides the database.
+    pub sinks: Vec<Arc<dyn AnchorSink>>,
+    /// How often an anchor is signed, while records come in.
+    pub anchor_every: Duration,
+}
+
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        Self {
+            synchronous: Synchronous::Full,
+            queue: QueueLimits::default(),
+            signing_key: None,
+            sinks: Vec::new(),
+            anchor_every: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Journal and store of one operator.
+pub struct SqliteStore {
+    queue: Arc<Queue>,
+    readers: SqlitePool,
+    writer: Arc<str>,
+    counters: Arc<JournalCounters>,
+    sinks: Vec<Arc<dyn AnchorSink>>,
+    tasks: Mutex<Option<Tasks>>,
+}
+
+struct Tasks {
+    writer: JoinHandle<()>,
+    checkpointer: JoinHandle<()>,
+    anchors: JoinHandle<()>,
+}
+
+impl SqliteStore {
+    /// Opens (and makes, where it is missing) the store in this directory. Needs a tokio runtime.
+    pub async fn open(data_dir: impl AsRef<Path>, options: SqliteOptions) -> Result<Arc<Self>, StoreError> {
+        let data_dir = data_dir.as_ref();
+        std::fs::create_dir_all(data_dir).map_err(|source| io(data_dir, source))?;
+        let lock = Arc::new(lock(&data_dir.join(LOCK_FILE))?);
+        let synchronous = match options.synchronous {
+            Synchronous::Full => SqliteSynchronous::Full,
+            Synchronous::Normal => SqliteSynchronous::Normal,
+        };
+        let connect = SqliteConnectOptions::new()
+            .filename(data_dir.join(DATABASE_FILE))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(synchronous)
+            .busy_timeout(Duration::from_secs(5))
+            .pragma("wal_autocheckpoint", "0")
+            .pragma("journal_size_limit", "67108864")
+            .pragma("trusted_schema", "OFF")
+            .disable_statement_logging();
+        let mut conn = connect.connect().await?;
+        migrator().run(&mut conn).await.map_err(|e| StoreError::Database(sqlx::Error::Migrate(Box::new(e))))?;
+        let writer: Arc<str> = writer_id(&mut conn).await?.into();
+        ledger::count_parser_deaths(&mut conn).await?;
+        let head = journal::read_head(&mut conn, &writer).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .test_before_acquire(false)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_lazy_with(connect.clone().create_if_missing(false).pragma("query_only", "ON"));
+
+        let queue = Arc::new(Queue::new(options.queue));
+        let counters = Arc::new(JournalCounters::default());
+        let restart_wal = Arc::new(AtomicBool::new(false));
+        let written = Arc::new(AtomicU64::new(0));
+        let signs = options.signing_key.is_some();
+        let journal = journal::Writer {
+            connect: connect.clone().create_if_missing(false),
+            writer: writer.clone(),
+            queue: queue.clone(),
+            counters: counters.clone(),
+            signing_key: options.signing_key,
+            restart_wal: restart_wal.clone(),
+            written: written.clone(),
+            lock,
+        };
+        let tasks = Tasks {
+            writer: tokio::spawn(journal.run(conn, head)),
+            checkpointer: tokio::spawn(checkpoint(connect.create_if_missing(false), written, restart_wal)),
+            anchors: tokio::spawn(anchors(
+                queue.clone(),
+                readers.clone(),
+                writer.clone(),
+                options.sinks.clone(),
+                options.anchor_every,
+                signs,
+            )),
+        };
+        tracing::info!(writer = %writer, seq = head.seq, synchronous = ?options.synchronous, "the journal is open");
+        Ok(Arc::new(Self { queue, readers, writer, counters, sinks: options.sinks, tasks: Mutex::new(Some(tasks)) }))
+    }
+
+    /// Id of the writer, made at the first open and kept in the database.
+    pub fn writer(&self) -> &str {
+        &self.writer
+    }
+
+    /// Numbers for `/metrics`.
+    pub fn counters(&self) -> &JournalCounters {
+        &self.counters
+    }
+
+    /// Records that wait for the writer.
+    pub fn queue_depth(&self) -> usize {
+        self.queue.depth()
+    }
+
+    /// Writes what waits, signs the last anchor, closes the database and lets go of the data directory. Later appends
+    /// are refused.
+    pub async fn close(&self) {
+        let Some(tasks) = self.tasks.lock().await.take() else { return };
+        tasks.anchors.abort();
+        tasks.checkpointer.abort();
+        let _ = tasks.checkpointer.await;
+        if let Err(error) = self.write(Write::ParsesStopped).await {
+            tracing::warn!(%error, "the parses under way could not be noted as stopped");
+        }
+        if let Err(error) = anchor(&self.queue, &self.readers, &self.writer, &self.sinks).await {
+            tracing::warn!(%error, "the last anchor could not be signed and published");
+        }
+        self.readers.close().await;
+        self.queue.close();
+        if let Err(error) = tasks.writer.await {
+            tracing::error!(%error, "the journal's writer did not end well");
+        }
+    }
+
+    async fn write(&self, write: Write) -> Result<u64, StoreError> {
+        job(&self.queue, write).await
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        // The writer still writes what waits.
+        self.queue.close();
+        if let Some(tasks) = self.tasks.get_mut().take() {
+            tasks.anchors.abort();
+            tasks.checkpointer.abort();
+        }
+    }
+}
+
+async fn job(queue: &Queue, write: Write) -> Result<u64, StoreError> {
+    let (reply, answer) = oneshot::channel();
+    queue.push_job(Job { write, reply })?;
+    answer.await.unwrap_or_else(|_| Err(queue::closed()))
+}
+
+fn io(path: &Path, source: std::io::Error) -> StoreError {
+    StoreError::Io { path: path.display().to_string(), source }
+}
+
+/// Takes the lock that lives as long as the file is open, also over kill -9; the holder's process id is written in it,
+/// for people.
+fn lock(path: &PathBuf) -> Result<File, StoreError> {
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|source| io(path, source))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = Read::take(&file, 20).read_to_string(&mut holder);
+            let holder = match holder.trim().parse::<u32>() {
+                Ok(pid) => format!(" (process {pid})"),
+                Err(_) => String::new(),
+            };
+            return Err(StoreError::Locked { path: path.display().to_string(), holder });
+        }
+        Err(std::fs::TryLockError::Error(source)) => return Err(io(path, source)),
+    }
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    written.map_err(|source| io(path, source))?;
+    Ok(file)
+}
+
+/// The migrations, compiled in.
+fn migrator() -> Migrator {
+    let init = include_str!("../../migrations/sqlite/0001_init.sql").into_sql_str();
+    Migrator::with_migrations(vec![Migration::new(1, "init".into(), MigrationType::Simple, init, false)])
+}
+
+async fn writer_id(conn: &mut SqliteConnection) -> Result<String, StoreError> {
+    let made = Timestamp::now().as_microsecond();
+    sqlx::query("INSERT INTO writer (one, id, created) VALUES (1, ?, ?) ON CONFLICT DO NOTHING")
+        .bind(uuid::Uuid::now_v7().to_string())
+        .bind(made)
+        .execute(&mut *conn)
+        .await?;
+    Ok(sqlx::query_scalar("SELECT id FROM writer").fetch_one(conn).await?)
+}
+
+/// Copies the WAL back beside the writer, so that no commit has to wait for it.
+async fn checkpoint(connect: SqliteConnectOptions, written: Arc<AtomicU64>, restart_wal: Arc<AtomicBool>) {
+    let mut conn: Option<SqliteConnection> = None;
+    loop {
+        tokio::time::sleep(CHECKPOINT_EVERY).await;
+        if written.load(Ordering::Relaxed) < CHECKPOINT_BYTES {
+            continue;
+        }
+        written.store(0, Ordering::Relaxed);
+        let open = match conn.take() {
+            Some(open) => Ok(open),
+            None => connect.connect().await,
+        };
+        let result = async {
+            let mut open = open?;
+            let row = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(&mut open).await?;
+            Ok::<_, sqlx::Error>((open, row.try_get::<i64, _>(1)?))
+        };
+        match result.await {
+            Ok((open, pages)) => {
+                conn = Some(open);
+                if pages >= WAL_PAGES {
+                    restart_wal.store(true, Ordering::Relaxed);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the journal's WAL could not be copied back; it is tried again"),
+        }
+    }
+}
+
+/// Signs an anchor every so often.
+async fn anchors(
+    queue: Arc<Queue>,
+    readers: SqlitePool,
+    writer: Arc<str>,
+    sinks: Vec<Arc<dyn AnchorSink>>,
+    every: Duration,
+    signs: bool,
+) {
+    if !signs {
+        return;
+    }
+    let mut unpublished = false;
+    loop {
+        tokio::time::sleep(every).await;
+        let signed = job(&queue, Write::Anchor { now: Timestamp::now() }).await;
+        let published = match signed {
+            Ok(0) if !unpublished => continue,
+            Ok(_) => publish(&readers, &writer, &sinks).await,
+            Err(StoreError::Closed(_)) => continue,
+            Err(error) => Err(error),
+        };
+        unpublished = published.is_err();
+        if let Err(error) = published {
+            tracing::warn!(%error, "an anchor could not be signed and published; it is tried again");
+        }
+    }
+}
+
+async fn anchor(
+    queue: &Queue,
+    readers: &SqlitePool,
+    writer: &str,
+    sinks: &[Arc<dyn AnchorSink>],
+) -> Result<(), StoreError> {
+    job(queue, Write::Anchor { now: Timestamp::now() }).await?;
+    publish(readers, writer, sinks).await
+}
+
+/// Gives the newest anchor to every sink; one that fails does not keep it from the others.
+async fn publish(readers: &SqlitePool, writer: &str, sinks: &[Arc<dyn AnchorSink>]) -> Result<(), StoreError> {
+    let mut conn = readers.acquire().await?;
+    let Some(newest) = ledger::last_anchor(&mut conn).await? else { return Ok(()) };
+    drop(conn);
+    let mut result = Ok(());
+    for sink in sinks {
+        if let Err(error) = sink.publish(writer, &newest).await {
+            result = Err(error);
+        }
+    }
+    result
+}
+
+impl Journal for SqliteStore {
+    fn append(&self, record: DecisionRecord) -> Result<StoreFuture<'static, Committed>, StoreError> {
+        let body =
+            serde_json::to_string(&record).map_err(|e| StoreError::Corrupt { what: "record", why: e.to_string() })?;
+        let body_hash = body_hash(body.as_bytes());
+        let (reply, answer) = oneshot::channel();
+        self.queue.push(Pending { columns: Columns::from(&record), body, body_hash, reply })?;
+        Ok(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(queue::closed())) }))
+    }
+}
+
+impl Store for SqliteStore {
+    fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>> {
+        Box::pin(decisions::list(&self.readers, tenant, filter))
+    }
+
+    fn decision<'a>(&'a self, tenant: &'a str, id: &'a str) -> StoreFuture<'a, Option<StoredDecision>> {
+        Box::pin(decisions::get(&self.readers, tenant, id))
+    }
+
+    fn live_sessions(&self) -> StoreFuture<'_, Vec<SessionRow>> {
+        Box::pin(ledger::live_sessions(&self.readers))
+    }
+
+    fn save_sessions<'a>(&'a self, sessions: &'a [SessionRow]) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            if !sessions.is_empty() {
+                self.write(Write::Sessions(sessions.to_vec())).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()> {
+        Box::pin(async move { self.write(Write::InForce(row.clone())).await.map(drop) })
+    }
+
+    fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>> {
+        Box::pin(ledger::in_force(&self.readers, tenant_uid))
+    }
+
+    fn high_water<'a>(&'a self, tenant_uid: &'a str, package: &'a str) -> StoreFuture<'a, Option<(String, String)>> {
+        Box::pin(ledger::high_water(&self.readers, tenant_uid, package))
+    }
+
+    fn signer_seen<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(ledger::signer_seen(&self.readers, tenant_uid))
+    }
+
+    fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move { self.write(Write::Signer(tenant_uid.to_owned())).await.map(drop) })
+    }
+
+    fn quarantined(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(ledger::quarantined(&self.readers))
+    }
+
+    fn parse_begins<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move { self.write(Write::ParseBegins(digest.to_owned())).await.map(drop) })
+    }
+
+    fn parse_ended<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()> {
+        Box::pin(async move { self.write(Write::ParseEnded(digest.to_owned())).await.map(drop) })
+    }
+
+    fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64> {
+        Box::pin(async move {
+            let rows = decisions::retirable(&self.readers, tenant, before, batch).await?;
+            if rows.is_empty() {
+                return Ok(0);
+            }
+            let now = Timestamp::now();
+            self.write(Write::Retain { tenant: tenant.to_owned(), before, now, rows }).await
+        })
+    }
+
+    fn audit_rows(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditRow>> {
+        Box::pin(decisions::audit_rows(&self.readers, after, limit))
+    }
+
+    fn audit_writer(&self) -> String {
+        self.writer.to_string()
+    }
+
+    fn audit_anchors(&self) -> StoreFuture<'_, Vec<Envelope>> {
+        Box::pin(ledger::anchors(&self.readers))
+    }
+
+    fn audit_tombstones(&self) -> StoreFuture<'_, Vec<Envelope>> {
+        Box::pin(ledger::tombstones(&self.readers))
+    }
+}

@@ -1,0 +1,163 @@
+//! Finding decisions again, and reading the chain out for verification. Only reads.
+
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{QueryBuilder, Row, Sqlite};
+
+use super::ledger::{signed, unsigned};
+use crate::store::chain::{Columns, Hash, body_hash, hex};
+use crate::store::{AuditRow, DecisionFilter, Page, StoreError, StoredDecision};
+
+/// Page size where none is asked for.
+const PAGE: u32 = 100;
+/// The largest page.
+const MAX_PAGE: u32 = 1000;
+/// The largest page of the chain.
+const MAX_AUDIT_PAGE: u32 = 10_000;
+/// The largest batch of retention: the writer does nothing else meanwhile.
+const MAX_RETAIN: u32 = 1000;
+/// What filters may ask for.
+const OUTCOMES: [&str; 4] = ["allow", "deny", "approval_required", "refused"];
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    tenant: &str,
+    filter: &DecisionFilter,
+) -> Result<Page<StoredDecision>, StoreError> {
+    let limit = filter.limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(StoreError::Invalid { field: "limit", why: format!("{limit} is not within 1 to {MAX_PAGE}") });
+    }
+    if let Some(outcome) = filter.outcome.as_deref().filter(|o| !OUTCOMES.contains(o)) {
+        return Err(StoreError::Invalid {
+            field: "outcome",
+            why: format!("`{}` is none of {}", outcome.escape_debug(), OUTCOMES.join(", ")),
+        });
+    }
+    let mut query: QueryBuilder<Sqlite> =
+        QueryBuilder::new("SELECT seq, hash, body, time FROM records WHERE tenant = ");
+    query.push_bind(tenant.to_owned());
+    let texts = [
+        ("agent", &filter.agent),
+        ("session", &filter.session),
+        ("action", &filter.action),
+        ("outcome", &filter.outcome),
+    ];
+    for (column, value) in texts {
+        if let Some(value) = value {
+            query.push(" AND ").push(column).push(" = ").push_bind(value.clone());
+        }
+    }
+    if let Some(name) = &filter.delegator {
+        query.push(" AND delegator IN (").push_bind(name.clone());
+        query.push(", ").push_bind(format!("user:{name}"));
+        query.push(", ").push_bind(format!("agent:{name}")).push(")");
+    }
+    if let Some(since) = filter.since {
+        query.push(" AND time >= ").push_bind(since.as_microsecond());
+    }
+    if let Some(until) = filter.until {
+        query.push(" AND time < ").push_bind(until.as_microsecond());
+    }
+    if let Some(page) = &filter.page {
+        let (time, seq) = read_page(page)?;
+        query.push(" AND time <= ").push_bind(time);
+        query.push(" AND (time, seq) < (").push_bind(time).push(", ").push_bind(seq).push(")");
+    }
+    query.push(" ORDER BY time DESC, seq DESC LIMIT ").push_bind(i64::from(limit) + 1);
+    let rows = query.build().fetch_all(pool).await?;
+    let limit = limit as usize;
+    let next = match rows.get(limit).and(rows.get(limit - 1)) {
+        Some(last) => Some(format!("{}.{}", last.try_get::<i64, _>("time")?, last.try_get::<i64, _>("seq")?)),
+        None => None,
+    };
+    Ok(Page { items: rows.iter().take(limit).map(stored).collect::<Result<_, _>>()?, next })
+}
+
+/// Place of the last row of a page: time and seq.
+fn read_page(page: &str) -> Result<(i64, i64), StoreError> {
+    page.split_once('.')
+        .and_then(|(time, seq)| Some((time.parse().ok()?, seq.parse().ok()?)))
+        .ok_or(StoreError::Invalid { field: "page", why: "not the `next` of a former page".into() })
+}
+
+pub(super) async fn get(pool: &SqlitePool, tenant: &str, id: &str) -> Result<Option<StoredDecision>, StoreError> {
+    let row = sqlx::query("SELECT seq, hash, body FROM records WHERE id = ? AND tenant = ? LIMIT 1")
+        .bind(id)
+        .bind(tenant)
+        .fetch_optional(pool)
+        .await?;
+    row.as_ref().map(stored).transpose()
+}
+
+fn stored(row: &SqliteRow) -> Result<StoredDecision, StoreError> {
+    let seq: i64 = row.try_get("seq")?;
+    let body: &str = row.try_get("body")?;
+    let record = serde_json::from_str(body)
+        .map_err(|e| StoreError::Corrupt { what: "decision", why: format!("record {seq}: {e}") })?;
+    Ok(StoredDecision { seq: unsigned("seq", seq)?, hash: hex(row.try_get("hash")?), record })
+}
+
+pub(super) async fn audit_rows(pool: &SqlitePool, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+    if !(1..=MAX_AUDIT_PAGE).contains(&limit) {
+        return Err(StoreError::Invalid {
+            field: "limit",
+            why: format!("{limit} is not within 1 to {MAX_AUDIT_PAGE}"),
+        });
+    }
+    let rows = sqlx::query("SELECT * FROM records WHERE seq > ? ORDER BY seq LIMIT ?")
+        .bind(signed("after", after)?)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?;
+    rows.iter().map(audit_row).collect()
+}
+
+/// Reads a row as it is: what is wrong with it is for the verification to say.
+pub(crate) fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
+    let id: Option<String> = row.try_get("id")?;
+    let columns = match id {
+        Some(id) => Some(Columns {
+            id,
+            time: row.try_get::<Option<i64>, _>("time")?.unwrap_or_default(),
+            tenant: row.try_get::<Option<String>, _>("tenant")?.unwrap_or_default(),
+            agent: row.try_get::<Option<String>, _>("agent")?.unwrap_or_default(),
+            delegator: row.try_get("delegator")?,
+            session: row.try_get("session")?,
+            action: row.try_get::<Option<String>, _>("action")?.unwrap_or_default(),
+            outcome: row.try_get::<Option<String>, _>("outcome")?.unwrap_or_default(),
+        }),
+        None => None,
+    };
+    Ok(AuditRow {
+        seq: unsigned("seq", row.try_get("seq")?)?,
+        hash: hex(row.try_get("hash")?),
+        body: row.try_get("body")?,
+        columns,
+        body_hash: row.try_get::<Option<&[u8]>, _>("body_hash")?.map(hex),
+        tombstone: row.try_get::<Option<i64>, _>("tombstone")?.map(|n| unsigned("tombstone", n)).transpose()?,
+    })
+}
+
+/// The oldest records of a tenant that are older than `before`, with the hashes of their bodies.
+pub(super) async fn retirable(
+    pool: &SqlitePool,
+    tenant: &str,
+    before: jiff::Timestamp,
+    batch: u32,
+) -> Result<Vec<(u64, Hash)>, StoreError> {
+    if !(1..=MAX_RETAIN).contains(&batch) {
+        return Err(StoreError::Invalid { field: "batch", why: format!("{batch} is not within 1 to {MAX_RETAIN}") });
+    }
+    let rows = sqlx::query("SELECT seq, body FROM records WHERE tenant = ? AND time < ? ORDER BY time, seq LIMIT ?")
+        .bind(tenant)
+        .bind(before.as_microsecond())
+        .bind(i64::from(batch))
+        .fetch_all(pool)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let body: &str = row.try_get(1)?;
+            Ok((unsigned("seq", row.try_get(0)?)?, body_hash(body.as_bytes())))
+        })
+        .collect()
+}
