@@ -144,7 +144,10 @@ mod tests {
                 match s.type_.as_deref() {
                     Some("array") => assert!(s.max_items.is_some(), "{path} has no maxItems"),
                     Some("string") if s.enum_.is_none() && s.format.is_none() => {
-                        assert!(s.max_length.is_some() || s.pattern.as_deref().is_some_and(|p| p.contains("{64}")), "{path} is unbounded");
+                        assert!(
+                            s.max_length.is_some() || s.pattern.as_deref().is_some_and(|p| p.contains("{64}")),
+                            "{path} is unbounded"
+                        );
                     }
                     _ => {}
                 }

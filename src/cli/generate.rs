@@ -72,7 +72,8 @@ fn custom_resource_definitions() -> Result<Vec<GeneratedFile>, GenerateError> {
     for crd in api::crds() {
         let name = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
         let path = format!("crds/{name}");
-        let mut value = serde_json::to_value(&crd).map_err(|source| GenerateError::Json { path: path.clone(), source })?;
+        let mut value =
+            serde_json::to_value(&crd).map_err(|source| GenerateError::Json { path: path.clone(), source })?;
         out.push(GeneratedFile { content: yaml(&path, &value)?, path });
 
         // Uninstalling the chart must not delete every tenant's objects with their definitions.

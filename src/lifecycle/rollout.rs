@@ -184,7 +184,14 @@ impl<'a> Pass<'a> {
                 let note = format!("{left}; {} {} is in force.", back.package, back.version);
                 self.effects.push(Effect::Event { warning: true, reason: "SignerCompromised", note });
                 let first_verified = back.first_verified.as_ref().map_or(self.o.now, |t| t.0);
-                self.put(back.package, back.version, back.digest, back.key_fingerprint, first_verified, "SignerCompromised");
+                self.put(
+                    back.package,
+                    back.version,
+                    back.digest,
+                    back.key_fingerprint,
+                    first_verified,
+                    "SignerCompromised",
+                );
             }
             None => {
                 let note = format!("{left}; nothing is in force and everything is denied.");
@@ -256,7 +263,8 @@ impl<'a> Pass<'a> {
             _ => None,
         });
         if let Some(why) = self.o.load_error.filter(|_| stable == self.o.status.stable && stable.is_some()) {
-            return self.degraded("Unloadable", format!("what is in force can't be loaded, everything is denied: {why}"));
+            return self
+                .degraded("Unloadable", format!("what is in force can't be loaded, everything is denied: {why}"));
         }
         if let Some((c, refusal)) = refused {
             let why = format!("{} is refused: {}", c.object, refusal.message);
@@ -274,9 +282,10 @@ impl<'a> Pass<'a> {
                 let (reason, message) = match (&stable, asked_for_nothing) {
                     (None, true) => ("NoPackage", "there is no PolicyPackage yet: everything is denied".to_owned()),
                     (None, false) => ("PackageNotFound", "no PolicyPackage matches spec.package".to_owned()),
-                    (Some(s), _) => {
-                        ("PackageNotFound", format!("no PolicyPackage matches spec.package; {} {} stays", s.package, s.version))
-                    }
+                    (Some(s), _) => (
+                        "PackageNotFound",
+                        format!("no PolicyPackage matches spec.package; {} {} stays", s.package, s.version),
+                    ),
                 };
                 self.status.phase = RolloutPhase::Progressing;
                 self.ready(false, reason, message.clone());
@@ -304,10 +313,17 @@ impl<'a> Pass<'a> {
         match (waiting, self.status.stable.clone()) {
             (Some(c), stays) => {
                 let version = c.version.as_ref().map(Version::to_string).unwrap_or_default();
-                let stays = stays.map_or("nothing is in force".into(), |s| format!("{} {} stays", s.package, s.version));
-                self.ready(false, "Paused", format!("{} {version} waits while spec.paused is true; {stays}", c.package));
+                let stays =
+                    stays.map_or("nothing is in force".into(), |s| format!("{} {} stays", s.package, s.version));
+                self.ready(
+                    false,
+                    "Paused",
+                    format!("{} {version} waits while spec.paused is true; {stays}", c.package),
+                );
             }
-            (None, Some(s)) => self.ready(true, "Paused", format!("{} {} stays in force while paused", s.package, s.version)),
+            (None, Some(s)) => {
+                self.ready(true, "Paused", format!("{} {} stays in force while paused", s.package, s.version))
+            }
             (None, None) => self.ready(false, "Paused", "nothing is in force while spec.paused is true".to_owned()),
         }
     }
@@ -319,7 +335,8 @@ impl<'a> Pass<'a> {
             None => "nothing is in force".to_owned(),
         };
         let message = clip(&format!("{stays}; {why}"));
-        let news = !self.o.status.conditions.iter().any(|c| c.type_ == STALLED && c.reason == reason && c.message == message);
+        let news =
+            !self.o.status.conditions.iter().any(|c| c.type_ == STALLED && c.reason == reason && c.message == message);
         if news {
             self.effects.push(Effect::Event { warning: true, reason: "Degraded", note: message.clone() });
         }
@@ -398,7 +415,9 @@ impl<'a> Pass<'a> {
 fn asked<'a>(selector: Option<&PackageSelector>, all: &'a [Candidate], stable: Option<&RevisionStatus>) -> Asked<'a> {
     let mut matching: Vec<&Candidate> = Vec::new();
     match selector {
-        Some(PackageSelector { digest: Some(digest), .. }) => matching.extend(all.iter().filter(|c| c.digest == *digest)),
+        Some(PackageSelector { digest: Some(digest), .. }) => {
+            matching.extend(all.iter().filter(|c| c.digest == *digest))
+        }
         selector => {
             let range = match selector.and_then(|s| s.version.as_deref()).map(VersionReq::parse).transpose() {
                 Ok(range) => range,

@@ -140,12 +140,8 @@ impl SessionTable {
 
     /// Ends what has been silent for too long; the rows are to be kept. `timeout_seconds` is asked by tenant.
     pub fn expire(&mut self, now: Timestamp, timeout_seconds: impl Fn(&SessionRow) -> i64) -> Vec<SessionRow> {
-        let silent: Vec<String> = self
-            .live
-            .values()
-            .filter(|row| silent(row, now, timeout_seconds(row)))
-            .map(|row| row.id.clone())
-            .collect();
+        let silent: Vec<String> =
+            self.live.values().filter(|row| silent(row, now, timeout_seconds(row))).map(|row| row.id.clone()).collect();
         silent.iter().filter_map(|id| self.remove(id, now, "expired")).collect()
     }
 

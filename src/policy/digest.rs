@@ -90,7 +90,10 @@ mod tests {
                 groups: vec![],
                 description: None,
             }],
-            policies: vec![SourceFile { name: "a.cedar".into(), text: "permit(principal,\n  action, resource);".into() }],
+            policies: vec![SourceFile {
+                name: "a.cedar".into(),
+                text: "permit(principal,\n  action, resource);".into(),
+            }],
             ..Default::default()
         }
     }

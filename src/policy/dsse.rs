@@ -268,7 +268,10 @@ mod tests {
     #[test]
     fn pre_authentication_encoding_is_that_of_the_protocol() {
         // The protocol's own example.
-        assert_eq!(pae("http://example.com/HelloWorld", b"hello world"), b"DSSEv1 29 http://example.com/HelloWorld 11 hello world");
+        assert_eq!(
+            pae("http://example.com/HelloWorld", b"hello world"),
+            b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+        );
         assert_eq!(pae("", b""), b"DSSEv1 0  0 ");
         // Lengths count bytes, not characters.
         assert_eq!(pae("é", "ü".as_bytes()), "DSSEv1 2 é 2 ü".as_bytes());
@@ -288,7 +291,10 @@ mod tests {
             changed[i] ^= 1;
             let changed = Envelope { payload: BASE64_STANDARD.encode(changed), ..envelope.clone() };
             let code = refused(&changed).code;
-            assert!(matches!(code, RefusalCode::SignatureMismatch | RefusalCode::EnvelopeMalformed), "byte {i}: {code}");
+            assert!(
+                matches!(code, RefusalCode::SignatureMismatch | RefusalCode::EnvelopeMalformed),
+                "byte {i}: {code}"
+            );
         }
     }
 
@@ -310,8 +316,8 @@ mod tests {
     fn malleable_signature_is_refused() {
         // L = 2^252 + 27742317777372353535851937790883648493, little endian.
         const L: [u8; 32] = [
-            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0, 0,
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
         ];
         let mut envelope = sign(&statement(), &key()).unwrap();
         let mut sig = BASE64_STANDARD.decode(&envelope.signatures[0].sig).unwrap();
@@ -338,7 +344,9 @@ mod tests {
 
     #[test]
     fn another_payload_type_is_refused() {
-        for other in ["application/json", "", "application/vnd.remit.package.v1+JSON", "application/vnd.remit.package.v1+json "] {
+        for other in
+            ["application/json", "", "application/vnd.remit.package.v1+JSON", "application/vnd.remit.package.v1+json "]
+        {
             let mut envelope = sign(&statement(), &key()).unwrap();
             envelope.payload_type = other.into();
             let refusal = refused(&envelope);

@@ -2,23 +2,37 @@
 //!
 //! Pure: nothing here knows Kubernetes' client, HTTP, SQL or the file system.
 
+mod annotations;
+mod arguments;
+mod base;
+mod catalogue;
+mod compile;
 mod compiled;
 mod digest;
+mod domain;
 mod dsse;
+mod evaluate;
+mod facts;
+mod index;
+mod plan;
 mod query;
 mod refusal;
+mod scan;
+mod schema;
 mod signer;
 mod verify;
 
+pub use base::base_platform;
 pub use compiled::CompiledPackage;
 pub use digest::{canonical, digest, sha256_text, short};
 pub use dsse::{
-    ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier, Statement,
-    sign,
+    ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier,
+    Statement, sign,
 };
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
 pub use signer::{KeyError, PublicKey, Signer, SignerError};
 pub use verify::{
-    MAX_PACKAGE_BYTES, SigningMode, Verified, VerifyContext, parse_version, signature_needed, verify_first, verify_recorded,
+    MAX_PACKAGE_BYTES, SigningMode, Verified, VerifyContext, parse_version, signature_needed, verify_first,
+    verify_recorded,
 };

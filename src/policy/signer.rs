@@ -32,10 +32,14 @@ pub enum KeyError {
     #[error("the PEM text must hold one key and nothing else, as `remit keygen` and `openssl pkey -pubout` write it")]
     NotCanonicalPem,
     /// A key of small order: some signatures fit every message.
-    #[error("the key is of small order, so that one signature would fit many messages; make a new key with `remit keygen`")]
+    #[error(
+        "the key is of small order, so that one signature would fit many messages; make a new key with `remit keygen`"
+    )]
     SmallOrder,
     /// The point is written in another way than its canonical one, or lies outside the prime-order group.
-    #[error("the key is not the canonical encoding of a point of the prime-order group; make a new key with `remit keygen`")]
+    #[error(
+        "the key is not the canonical encoding of a point of the prime-order group; make a new key with `remit keygen`"
+    )]
     NotCanonicalPoint,
 }
 
@@ -195,7 +199,10 @@ mod tests {
         let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
         let key = PublicKey::from_pem(pem).unwrap();
         assert_eq!(key.to_pem(), pem);
-        assert_eq!(key.fingerprint(), sha256_text(&raw("19bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1")));
+        assert_eq!(
+            key.fingerprint(),
+            sha256_text(&raw("19bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1"))
+        );
         assert_eq!(PublicKey::from_pem(&pem.replace('\n', "\r\n")).unwrap(), key);
     }
 
@@ -228,7 +235,8 @@ mod tests {
     #[test]
     fn refuses_a_point_outside_the_prime_order_group() {
         let good = SigningKey::from_bytes(&[7; 32]).verifying_key();
-        let torsion = VerifyingKey::from_bytes(&raw("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"));
+        let torsion =
+            VerifyingKey::from_bytes(&raw("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"));
         let mixed = (good.to_edwards() + torsion.unwrap().to_edwards()).compress().to_bytes();
         assert_eq!(PublicKey::from_pem(&spki(&mixed)), Err(KeyError::NotCanonicalPoint));
         assert!(PublicKey::from_pem(&spki(good.as_bytes())).is_ok());

@@ -296,12 +296,7 @@ fn check_signed_digest(opened: &Opened, computed: &str) -> Result<(), Refusal> {
 }
 
 /// The statement speaks of this tenant, installation, package and version.
-fn check_statement(
-    opened: &Opened,
-    spec: &PolicyPackageSpec,
-    tenant: &str,
-    installation: &str,
-) -> Result<(), Refusal> {
+fn check_statement(opened: &Opened, spec: &PolicyPackageSpec, tenant: &str, installation: &str) -> Result<(), Refusal> {
     let statement = &opened.statement;
     let differs = |code, what: &str, signed: &str, here: &str| {
         let (signed, here) = (clip(signed), clip(here));
@@ -353,11 +348,13 @@ fn may_sign<'a>(holders: &[&'a Signer], keyid: &str, ctx: &VerifyContext<'_>) ->
     if let Some(signer) = holders.iter().find(|s| s.revoked.is_some()) {
         return Err(Refusal::new(
             RefusalCode::RevokedSigner,
-            format!("PolicySigner {:?} is superseded and signs nothing new: sign with its successor's key", signer.name),
+            format!(
+                "PolicySigner {:?} is superseded and signs nothing new: sign with its successor's key",
+                signer.name
+            ),
         ));
     }
-    let covering: Vec<&'a Signer> =
-        holders.iter().copied().filter(|s| s.covers(ctx.tenant, ctx.is_platform)).collect();
+    let covering: Vec<&'a Signer> = holders.iter().copied().filter(|s| s.covers(ctx.tenant, ctx.is_platform)).collect();
     let Some(first) = covering.first() else {
         let names: Vec<&str> = holders.iter().map(|s| s.name.as_str()).collect();
         let star = ctx.is_platform && holders.iter().any(|s| s.tenants.iter().any(|t| t == "*"));

@@ -142,7 +142,11 @@ fn unknown_and_foreign_signers() {
     let fingerprint = fingerprint.fingerprint();
     // Also where no signature is needed: what can't be verified does not pass as unsigned.
     for signers in [vec![], vec![signer("bob", 2, &["acme"])]] {
-        refused(verify_first(&signed(1), &context(&signers)), RefusalCode::UnknownSigner, &[fingerprint, "PolicySigner"]);
+        refused(
+            verify_first(&signed(1), &context(&signers)),
+            RefusalCode::UnknownSigner,
+            &[fingerprint, "PolicySigner"],
+        );
     }
     refused(
         verify_first(&signed(1), &context(&[signer("alice", 1, &["other"])])),
@@ -259,11 +263,7 @@ fn a_tampered_byte_is_found_wherever_it_is() {
     envelope.payload = spec.signature.as_ref().unwrap().payload.clone();
     envelope.signatures[0].keyid = public(1).fingerprint().into();
     spec.signature = Some(envelope);
-    refused(
-        verify_first(&spec, &ctx),
-        RefusalCode::SignatureMismatch,
-        &["signatures[0].sig", public(1).fingerprint()],
-    );
+    refused(verify_first(&spec, &ctx), RefusalCode::SignatureMismatch, &["signatures[0].sig", public(1).fingerprint()]);
 
     let mut spec = signed(1);
     spec.signature.as_mut().unwrap().payload_type = "text/plain".into();
@@ -353,10 +353,7 @@ fn the_order_of_the_checks() {
     let mut spec = signed(1);
     spec.signature.as_mut().unwrap().signatures[0].sig =
         signed_as(1, |s| s.author = None).signature.unwrap().signatures[0].sig.clone();
-    let high = VerifyContext {
-        high_water: Some(("2.0.0".parse().unwrap(), "sha256:0".into())),
-        ..context(&signers)
-    };
+    let high = VerifyContext { high_water: Some(("2.0.0".parse().unwrap(), "sha256:0".into())), ..context(&signers) };
     assert_eq!(verify_first(&spec, &high).unwrap_err().code, RefusalCode::SignatureMismatch);
     assert_eq!(verify_first(&signed(1), &high).unwrap_err().code, RefusalCode::Downgrade);
 }

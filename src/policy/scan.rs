@@ -1,0 +1,457 @@
+//! The linear scan that stands before Cedar's parser.
+//!
+//! Cedar's parser is recursive: 150 nested parentheses overflow a small stack and end the process, and long chains of operators
+//! do the same when the tree is dropped. So every text is lexed here first, exactly as Cedar lexes it, without recursion, and is
+//! refused where it nests or chains deeper than Remit parses. What this lexer does not know, Cedar does not see.
+
+use std::collections::HashMap;
+
+use super::refusal::{Refusal, RefusalCode};
+
+/// Brackets may nest this deep.
+pub const MAX_DEPTH: usize = 32;
+/// Operators, member accesses, `if`s and conditions of one policy.
+pub const MAX_CHAIN: usize = 128;
+/// Bytes of one policy with its annotations.
+pub const MAX_POLICY_BYTES: usize = 32 * 1024;
+/// Bytes of one file.
+pub const MAX_FILE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a package's schema.
+pub const MAX_SCHEMA_BYTES: usize = 64 * 1024;
+/// Types and actions that a package may declare.
+pub const MAX_DECLARATIONS: usize = 256;
+/// Types that one common type may stand for, all references written out.
+const MAX_EXPANSION: u64 = 10_000;
+
+/// 1-based line and column (in characters) of a byte offset.
+pub fn position(text: &str, offset: usize) -> (usize, usize) {
+    let mut offset = offset.min(text.len());
+    while !text.is_char_boundary(offset) {
+        offset -= 1;
+    }
+    let before = &text[..offset];
+    let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+    (line, column)
+}
+
+/// `file:line:column`, as every message names a place.
+pub fn place(file: &str, text: &str, offset: usize) -> String {
+    let (line, column) = position(text, offset);
+    format!("{file}:{line}:{column}")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ident,
+    Text,
+    Number,
+    Symbol,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Token<'a> {
+    kind: Kind,
+    text: &'a str,
+    offset: usize,
+}
+
+/// Longest first, so that `::` is not read as two colons.
+const SYMBOLS: [&str; 29] = [
+    "::", "==", "!=", "<=", ">=", "||", "&&", "@", ".", ",", ";", ":", "(", ")", "{", "}", "[", "]", "<", ">", "+",
+    "-", "*", "/", "%", "!", "=", "?", "|",
+];
+
+struct Lexer<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Lexer<'a> {
+    /// The next token; Err: offset and what is wrong with it.
+    fn next(&mut self) -> Result<Option<Token<'a>>, (usize, &'static str)> {
+        loop {
+            let rest = &self.text[self.at..];
+            let Some(first) = rest.chars().next() else { return Ok(None) };
+            if first.is_whitespace() {
+                self.at += first.len_utf8();
+                continue;
+            }
+            if rest.starts_with("//") {
+                // Cedar ends a comment at a carriage return, too: what follows one is policy text.
+                self.at += rest.find(['\n', '\r']).unwrap_or(rest.len());
+                continue;
+            }
+            let offset = self.at;
+            let (kind, length) = if first == '"' {
+                (
+                    Kind::Text,
+                    string_length(rest).ok_or((offset, "this string does not end, or has a line break after `\\`"))?,
+                )
+            } else if first == '_' || first.is_ascii_alphabetic() {
+                (Kind::Ident, rest.find(|c: char| c != '_' && !c.is_ascii_alphanumeric()).unwrap_or(rest.len()))
+            } else if first.is_ascii_digit() {
+                (Kind::Number, rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()))
+            } else {
+                let symbol = SYMBOLS.iter().find(|s| rest.starts_with(**s)).filter(|s| **s != "|");
+                (Kind::Symbol, symbol.ok_or((offset, "this character has no meaning here"))?.len())
+            };
+            self.at += length;
+            return Ok(Some(Token { kind, text: &rest[..length], offset }));
+        }
+    }
+}
+
+/// Length of the string literal that `rest` starts with: `"(\\.|[^"\\])*"`, where `.` is anything but a line feed.
+fn string_length(rest: &str) -> Option<usize> {
+    let mut escaped = false;
+    for (index, c) in rest.char_indices().skip(1) {
+        match c {
+            '\n' if escaped => return None,
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return Some(index + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn lex<'a>(file: &str, text: &'a str, syntax: RefusalCode) -> Result<Vec<Token<'a>>, Refusal> {
+    let mut lexer = Lexer { text, at: 0 };
+    let mut tokens = Vec::new();
+    loop {
+        match lexer.next() {
+            Ok(Some(token)) => tokens.push(token),
+            Ok(None) => return Ok(tokens),
+            Err((offset, what)) => return Err(Refusal::new(syntax, format!("{}: {what}", place(file, text, offset)))),
+        }
+    }
+}
+
+fn closer(open: &str) -> Option<&'static str> {
+    match open {
+        "(" => Some(")"),
+        "[" => Some("]"),
+        "{" => Some("}"),
+        _ => None,
+    }
+}
+
+/// Scans a file of policies. Returns how many there are.
+pub fn policies(file: &str, text: &str) -> Result<usize, Refusal> {
+    if text.len() > MAX_FILE_BYTES {
+        return Err(Refusal::new(
+            RefusalCode::TooLarge,
+            format!("{file}: {} bytes; a file holds at most {MAX_FILE_BYTES}", text.len()),
+        ));
+    }
+    let tokens = lex(file, text, RefusalCode::CedarSyntax)?;
+    let syntax =
+        |offset, what: &str| Refusal::new(RefusalCode::CedarSyntax, format!("{}: {what}", place(file, text, offset)));
+    let mut open: Vec<Token<'_>> = Vec::new();
+    let mut chain = 0_usize;
+    let mut start: Option<usize> = None;
+    let mut count = 0_usize;
+    for token in &tokens {
+        let begin = *start.get_or_insert(token.offset);
+        if token.offset + token.text.len() - begin > MAX_POLICY_BYTES {
+            return Err(Refusal::new(
+                RefusalCode::TooLarge,
+                format!("{}: this policy is over {MAX_POLICY_BYTES} bytes", place(file, text, begin)),
+            ));
+        }
+        if token.kind == Kind::Symbol && closer(token.text).is_some() {
+            open.push(*token);
+            if open.len() > MAX_DEPTH {
+                return Err(Refusal::new(
+                    RefusalCode::TooDeep,
+                    format!("{}: brackets nest deeper than {MAX_DEPTH}", place(file, text, token.offset)),
+                ));
+            }
+        } else if token.kind == Kind::Symbol && matches!(token.text, ")" | "]" | "}") {
+            let opened = open.pop().ok_or_else(|| syntax(token.offset, "this bracket closes nothing"))?;
+            if closer(opened.text) != Some(token.text) {
+                return Err(syntax(token.offset, "this bracket closes another kind of bracket"));
+            }
+        } else if chains(token) {
+            chain += 1;
+            if chain > MAX_CHAIN {
+                return Err(Refusal::new(
+                    RefusalCode::TooDeep,
+                    format!(
+                        "{}: this policy has more than {MAX_CHAIN} operators, member accesses, conditions and `if`s; split it",
+                        place(file, text, begin)
+                    ),
+                ));
+            }
+        } else if token.text == ";" && open.is_empty() {
+            chain = 0;
+            start = None;
+            count += 1;
+        }
+    }
+    match (open.last(), start) {
+        (Some(token), _) => Err(syntax(token.offset, "this bracket is never closed")),
+        (None, Some(begin)) => Err(syntax(begin, "this policy does not end in `;`")),
+        (None, None) => Ok(count),
+    }
+}
+
+/// Whether a token makes Cedar's tree one deeper.
+fn chains(token: &Token<'_>) -> bool {
+    match token.kind {
+        Kind::Symbol => {
+            matches!(
+                token.text,
+                "." | "==" | "!=" | "<" | "<=" | ">" | ">=" | "||" | "&&" | "+" | "-" | "*" | "/" | "%" | "!"
+            )
+        }
+        Kind::Ident => matches!(token.text, "if" | "in" | "has" | "like" | "is" | "when" | "unless"),
+        Kind::Text | Kind::Number => false,
+    }
+}
+
+/// What a schema declares, found by the scan: enough to refuse reserved names at their place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Declaration {
+    /// `entity`, `type` or `action`.
+    pub what: &'static str,
+    /// Name, unquoted and without escapes resolved.
+    pub name: String,
+    /// Byte offset of the name.
+    pub offset: usize,
+}
+
+/// Scans a schema: nesting, number of declarations, and what common types stand for when written out.
+pub fn schema(file: &str, text: &str) -> Result<Vec<Declaration>, Refusal> {
+    if text.len() > MAX_SCHEMA_BYTES {
+        return Err(Refusal::new(
+            RefusalCode::TooLarge,
+            format!("{file}: {} bytes; a schema has at most {MAX_SCHEMA_BYTES}", text.len()),
+        ));
+    }
+    let tokens = lex(file, text, RefusalCode::SchemaSyntax)?;
+    let syntax =
+        |offset, what: &str| Refusal::new(RefusalCode::SchemaSyntax, format!("{}: {what}", place(file, text, offset)));
+    let mut open: Vec<Token<'_>> = Vec::new();
+    for token in tokens.iter().filter(|t| t.kind == Kind::Symbol) {
+        match token.text {
+            "(" | "[" | "{" | "<" => {
+                open.push(*token);
+                if open.len() > MAX_DEPTH {
+                    return Err(Refusal::new(
+                        RefusalCode::TooDeep,
+                        format!("{}: types nest deeper than {MAX_DEPTH}", place(file, text, token.offset)),
+                    ));
+                }
+            }
+            ")" | "]" | "}" | ">" => {
+                let opened = open.pop().ok_or_else(|| syntax(token.offset, "this bracket closes nothing"))?;
+                if !matches!((opened.text, token.text), ("(", ")") | ("[", "]") | ("{", "}") | ("<", ">")) {
+                    return Err(syntax(token.offset, "this bracket closes another kind of bracket"));
+                }
+            }
+            _ => {}
+        }
+    }
+    if let Some(token) = open.last() {
+        return Err(syntax(token.offset, "this bracket is never closed"));
+    }
+    let declarations = declarations(&tokens);
+    if declarations.len() > MAX_DECLARATIONS {
+        return Err(Refusal::new(
+            RefusalCode::TooCostly,
+            format!("{file}: {} types and actions; a schema declares at most {MAX_DECLARATIONS}", declarations.len()),
+        ));
+    }
+    common_types(file, text, &tokens)?;
+    Ok(declarations)
+}
+
+/// Names that follow `entity`, `type` and `action` where a declaration can stand: at depth 0 or straight within a namespace.
+fn declarations(tokens: &[Token<'_>]) -> Vec<Declaration> {
+    let mut found = Vec::new();
+    let mut starts = true;
+    let mut index = 0;
+    while let Some(token) = tokens.get(index) {
+        index += 1;
+        let what = match (token.kind, token.text) {
+            (Kind::Ident, "entity") if starts => "entity",
+            (Kind::Ident, "type") if starts => "type",
+            (Kind::Ident, "action") if starts => "action",
+            _ => {
+                // A declaration begins after `;`, after the brace of a namespace, or after an annotation.
+                starts = matches!(token.text, ";" | "{" | "}" | ")") || (starts && token.text == "external");
+                continue;
+            }
+        };
+        starts = false;
+        while let Some(name) = tokens.get(index).filter(|t| matches!(t.kind, Kind::Ident | Kind::Text)) {
+            let bare = name.text.trim_matches('"').to_owned();
+            found.push(Declaration { what, name: bare, offset: name.offset });
+            index += 1;
+            if tokens.get(index).is_some_and(|t| t.text == ",") {
+                index += 1;
+            } else {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// Cedar writes common types out where they are named: a few lines can stand for more types than memory holds.
+fn common_types(file: &str, text: &str, tokens: &[Token<'_>]) -> Result<(), Refusal> {
+    let mut bodies: HashMap<&str, (usize, Vec<&str>)> = HashMap::new();
+    let mut index = 0;
+    while index < tokens.len() {
+        let named = match (tokens.get(index), tokens.get(index + 1), tokens.get(index + 2)) {
+            (Some(t), Some(n), Some(e)) if t.text == "type" && n.kind == Kind::Ident && e.text == "=" => {
+                Some((n.text, n.offset))
+            }
+            _ => None,
+        };
+        let Some((name, offset)) = named else {
+            index += 1;
+            continue;
+        };
+        let length = tokens[index + 3..].iter().take_while(|t| t.text != ";").count();
+        let body = &tokens[index + 3..index + 3 + length];
+        index += 3 + length;
+        // A word before `:` or `?:` names an attribute, not a type.
+        let types =
+            body.iter().enumerate().filter(|(at, _)| !matches!(body.get(at + 1).map(|t| t.text), Some(":" | "?")));
+        bodies.entry(name).or_insert((offset, Vec::new())).1.extend(types.map(|(_, t)| t.text));
+    }
+    // Sizes by repeated passes: a reference chain longer than MAX_DEPTH does not settle, and neither does a cycle.
+    let mut sizes: HashMap<&str, u64> = bodies.keys().map(|name| (*name, 1)).collect();
+    for pass in 0..=MAX_DEPTH {
+        let mut next = HashMap::with_capacity(sizes.len());
+        for (name, (offset, body)) in &bodies {
+            let size = body.iter().map(|word| sizes.get(word).copied().unwrap_or(1)).fold(1_u64, u64::saturating_add);
+            if size > MAX_EXPANSION {
+                let message = format!(
+                    "{}: type `{name}`, written out, has over {MAX_EXPANSION} parts",
+                    place(file, text, *offset)
+                );
+                return Err(Refusal::new(RefusalCode::TooDeep, message));
+            }
+            next.insert(*name, size);
+        }
+        if next == sizes {
+            return Ok(());
+        }
+        if pass == MAX_DEPTH {
+            let message =
+                format!("{file}: types refer to each other in a cycle, or through more than {MAX_DEPTH} others");
+            return Err(Refusal::new(RefusalCode::TooDeep, message));
+        }
+        sizes = next;
+    }
+    Ok(())
+}
+
+/// Scans JSON for its nesting, before any parser sees it.
+pub fn json(file: &str, text: &str, max_bytes: usize) -> Result<(), Refusal> {
+    if text.len() > max_bytes {
+        return Err(Refusal::new(
+            RefusalCode::TooLarge,
+            format!("{file}: {} bytes; at most {max_bytes} are read", text.len()),
+        ));
+    }
+    let (mut depth, mut within, mut escaped) = (0_usize, false, false);
+    for (offset, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if within => escaped = true,
+            b'"' => within = !within,
+            b'[' | b'{' if !within => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    let message = format!("{}: brackets nest deeper than {MAX_DEPTH}", place(file, text, offset));
+                    return Err(Refusal::new(RefusalCode::TooDeep, message));
+                }
+            }
+            b']' | b'}' if !within => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(result: Result<usize, Refusal>) -> Option<RefusalCode> {
+        result.err().map(|r| r.code)
+    }
+
+    #[test]
+    fn brackets_in_strings_and_comments_do_not_count() {
+        let deep = "(".repeat(200);
+        let text = format!("// {deep}\n@id(\"{deep}\\\"{deep}\") permit(principal, action, resource);");
+        assert_eq!(policies("a.cedar", &text), Ok(1));
+    }
+
+    #[test]
+    fn a_comment_ends_at_a_carriage_return() {
+        let text =
+            format!("permit(principal, action, resource) when {{ // x\r{}true{} }};", "(".repeat(40), ")".repeat(40));
+        assert_eq!(code(policies("a.cedar", &text)), Some(RefusalCode::TooDeep));
+    }
+
+    #[test]
+    fn a_semicolon_within_brackets_does_not_start_the_count_again() {
+        let text = format!(
+            "permit(principal, action, resource) when {{ true{}; true{} }};",
+            " && true".repeat(70),
+            " && true".repeat(70)
+        );
+        assert_eq!(code(policies("a.cedar", &text)), Some(RefusalCode::TooDeep));
+    }
+
+    #[test]
+    fn unbalanced_text_is_refused_at_its_place() {
+        for (text, at) in [
+            ("permit(", "a.cedar:1:7"),
+            ("permit(principal];", "a.cedar:1:17"),
+            ("\n  \"abc", "a.cedar:2:3"),
+            (")", "a.cedar:1:1"),
+        ] {
+            let refusal = policies("a.cedar", text).unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::CedarSyntax, "{text}");
+            assert!(refusal.message.starts_with(at), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn many_conditions_count_as_a_chain() {
+        let text = format!("permit(principal, action, resource) {};", "when { true }".repeat(129));
+        assert_eq!(code(policies("a.cedar", &text)), Some(RefusalCode::TooDeep));
+    }
+
+    #[test]
+    fn types_that_double_are_refused() {
+        let mut text = String::from("type T0 = { a: Long };");
+        for n in 1..30 {
+            text.push_str(&format!("type T{n} = {{ a: T{p}, b: T{p} }};", p = n - 1));
+        }
+        assert_eq!(schema("schema.cedarschema", &text).unwrap_err().code, RefusalCode::TooDeep);
+    }
+
+    #[test]
+    fn declarations_are_found_with_their_place() {
+        let text = "namespace Docs { @doc(\"x\") entity A, B in [C] { type: Long, action: Long }; type T = { entity: Long }; }\naction \"read doc\", write appliesTo { principal: [A], resource: [B] };";
+        let found: Vec<_> = schema("s", text).unwrap().into_iter().map(|d| (d.what, d.name)).collect();
+        let expected = [("entity", "A"), ("entity", "B"), ("type", "T"), ("action", "read doc"), ("action", "write")];
+        assert_eq!(found, expected.map(|(w, n)| (w, n.to_owned())));
+    }
+
+    #[test]
+    fn deep_json_is_refused() {
+        assert!(json("entities.json", &"[".repeat(33), 1000).is_err());
+        assert!(json("entities.json", &format!("[\"{}\"]", "[".repeat(99)), 1000).is_ok());
+    }
+}
