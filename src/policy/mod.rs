@@ -10,7 +10,7 @@ mod refusal;
 mod signer;
 mod verify;
 
-pub use compiled::CompiledPackage;
+pub use compiled::{CompiledPackage, base_platform};
 pub use digest::{canonical, digest, sha256_text, short};
 pub use dsse::{
     ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier, Statement,
