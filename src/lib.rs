@@ -4,5 +4,7 @@
 pub mod api;
 pub mod cli;
 pub mod gate;
+pub mod package;
 pub mod policy;
+pub mod source;
 pub mod store;

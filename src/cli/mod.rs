@@ -1,4 +1,12 @@
 //! The commands of `remit` / `kubectl remit`. Exit codes: 0 pass, 1 verdict fail, 2 usage or error.
+//!
+//! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
+
+mod init;
+mod keygen;
+mod output;
+mod package;
+mod test;
 
 use std::process::ExitCode;
 
@@ -13,9 +21,20 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Init(init::Init),
+    Test(test::Test),
+    #[command(subcommand)]
+    Package(package::Package),
+    Keygen(keygen::Keygen),
+}
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {}
+    match Cli::parse().command {
+        Command::Init(args) => init::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Package(args) => package::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
+    }
 }

@@ -102,7 +102,7 @@ pub fn verify_first(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) -> Result
 }
 
 /// As `verify_first`, without the tenant's history.
-pub(super) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) -> Result<Verified, Refusal> {
+pub(crate) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) -> Result<Verified, Refusal> {
     let mut found = Vec::new();
     match (examine(spec, ctx, &mut found), found.into_iter().next()) {
         (_, Some(refusal)) => Err(refusal),
@@ -114,7 +114,7 @@ pub(super) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) ->
 
 /// Goes on after a refusal wherever the next question still has an answer, so that admission, which only warns of an unknown
 /// signer, sees the tampered digest behind it. Nothing here parses Cedar.
-pub(super) fn examine(
+pub(crate) fn examine(
     spec: &PolicyPackageSpec,
     ctx: &VerifyContext<'_>,
     found: &mut Vec<Refusal>,
@@ -270,7 +270,7 @@ pub fn parse_version(text: &str) -> Result<Version, Refusal> {
 }
 
 /// A tenant never goes below its high-water mark, and a version never means two contents.
-pub(super) fn check_high_water(
+pub(crate) fn check_high_water(
     spec: &PolicyPackageSpec,
     digest: &str,
     high_water: Option<&(Version, String)>,
