@@ -3,7 +3,10 @@
 
 pub mod api;
 pub mod cli;
+pub mod controllers;
 pub mod gate;
 pub mod lifecycle;
+pub mod package;
 pub mod policy;
+pub mod source;
 pub mod store;

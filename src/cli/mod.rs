@@ -1,4 +1,12 @@
 //! The commands of `remit` / `kubectl remit`. Exit codes: 0 pass, 1 verdict fail, 2 usage or error.
+//!
+//! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
+
+mod init;
+mod keygen;
+mod output;
+mod package;
+mod test;
 
 mod generate;
 
@@ -18,11 +26,20 @@ struct Cli {
 enum Command {
     #[command(hide = true)]
     Generate(generate::Generate),
+    Init(init::Init),
+    Test(test::Test),
+    #[command(subcommand)]
+    Package(package::Package),
+    Keygen(keygen::Keygen),
 }
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Package(args) => package::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
     }
 }

@@ -74,6 +74,15 @@ pub fn short(digest: &str) -> &str {
     hex.get(..8).unwrap_or(hex)
 }
 
+/// Name of the object that holds a package: `<package>-<version>-<first 8 of the digest>`, as RFC 1123 wants it.
+pub fn object_name(spec: &PolicyPackageSpec, digest: &str) -> String {
+    let name = format!("{}-{}-{}", spec.package, spec.version, short(digest)).to_lowercase();
+    // In a version, "-" may stand beside "." (1.0.0-a.-1); in a name it may not.
+    let bytes = name.as_bytes();
+    let beside_dash = |i: usize| bytes.get(i + 1) == Some(&b'-') || i.checked_sub(1).is_some_and(|j| bytes[j] == b'-');
+    name.char_indices().map(|(i, c)| if c == '.' && beside_dash(i) { '-' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,5 +155,14 @@ mod tests {
             change(&mut changed);
             assert_ne!(digest(&changed), base, "change {i}");
         }
+    }
+
+    #[test]
+    fn object_names_are_names() {
+        let digest = sha256_text(b"");
+        let named = |version: &str| object_name(&PolicyPackageSpec { version: version.into(), ..spec() }, &digest);
+        assert_eq!(named("1.2.3"), "acme-1.2.3-e3b0c442");
+        assert_eq!(named("1.0.0-RC.1"), "acme-1.0.0-rc.1-e3b0c442");
+        assert_eq!(named("1.0.0-a.-1-.b"), "acme-1.0.0-a--1--b-e3b0c442");
     }
 }

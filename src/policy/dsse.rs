@@ -162,6 +162,11 @@ impl Opened {
     }
 }
 
+/// What an envelope says, NOT verified: for people to read, nothing may be decided by it.
+pub fn peek_statement(envelope: &Envelope) -> Result<Statement, Refusal> {
+    Opened::open(envelope).map(|opened| opened.statement)
+}
+
 /// Signs a statement: what `remit package sign` does, offline, with a key that the operator never sees.
 pub fn sign(statement: &Statement, key: &SigningKey) -> Result<Envelope, SignError> {
     let public = PublicKey::from_key(key.verifying_key())?;

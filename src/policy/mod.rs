@@ -24,10 +24,10 @@ mod verify;
 
 pub use base::base_platform;
 pub use compiled::CompiledPackage;
-pub use digest::{canonical, digest, sha256_text, short};
+pub use digest::{canonical, digest, object_name, sha256_text, short};
 pub use dsse::{
-    ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier,
-    Statement, sign,
+    ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier, Statement,
+    peek_statement, sign,
 };
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
@@ -36,3 +36,4 @@ pub use verify::{
     MAX_PACKAGE_BYTES, SigningMode, Verified, VerifyContext, parse_version, signature_needed, verify_first,
     verify_recorded,
 };
+pub(crate) use verify::{check_high_water, examine, verify_bytes};

@@ -94,7 +94,7 @@ pub struct Verified {
     pub public_key: Option<PublicKey>,
 }
 
-/// For coming into force: everything that can be said without parsing Cedar.
+/// For coming into force: everything that can be said without parsing Cedar. The first refusal, in the order above.
 pub fn verify_first(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) -> Result<Verified, Refusal> {
     let verified = verify_bytes(spec, ctx)?;
     check_high_water(spec, &verified.digest, ctx.high_water.as_ref())?;
@@ -102,11 +102,27 @@ pub fn verify_first(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) -> Result
 }
 
 /// As `verify_first`, without the tenant's history.
-pub(super) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) -> Result<Verified, Refusal> {
-    let digest = check_shape(spec)?;
+pub(crate) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) -> Result<Verified, Refusal> {
+    let mut found = Vec::new();
+    match (examine(spec, ctx, &mut found), found.into_iter().next()) {
+        (_, Some(refusal)) => Err(refusal),
+        (Some(verified), None) => Ok(verified),
+        // `examine` gives nothing only together with a refusal.
+        (None, None) => Err(Refusal::new(RefusalCode::Malformed, "spec can't be verified")),
+    }
+}
+
+/// Goes on after a refusal wherever the next question still has an answer, so that admission, which only warns of an unknown
+/// signer, sees the tampered digest behind it. Nothing here parses Cedar.
+pub(crate) fn examine(
+    spec: &PolicyPackageSpec,
+    ctx: &VerifyContext<'_>,
+    found: &mut Vec<Refusal>,
+) -> Option<Verified> {
+    let digest = keep(check_shape(spec), found)?;
     let Some(envelope) = &spec.signature else {
         if ctx.signature_needed {
-            return Err(Refusal::new(
+            found.push(Refusal::new(
                 RefusalCode::Unsigned,
                 format!(
                     "spec.signature is missing: packages of tenant {:?} must be signed; sign with \
@@ -115,29 +131,43 @@ pub(super) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) ->
                 ),
             ));
         }
-        check_spec_digest(spec, &digest)?;
+        keep(check_spec_digest(spec, &digest), found);
         let author = spec.author.clone();
-        return Ok(Verified { digest, key_fingerprint: None, signer: None, author, public_key: None });
+        return Some(Verified { digest, key_fingerprint: None, signer: None, author, public_key: None });
     };
-    let opened = Opened::open(envelope)?;
-    check_statement(&opened, spec, ctx.tenant, ctx.installation)?;
-    let signer = find_signer(&opened, ctx)?;
-    check_spec_digest(spec, &digest)?;
-    check_signed_digest(&opened, &digest)?;
+    let opened = keep(Opened::open(envelope), found)?;
+    keep(check_statement(&opened, spec, ctx.tenant, ctx.installation), found);
+    let signer = keep(find_signer(&opened, ctx), found);
+    keep(check_spec_digest(spec, &digest), found);
+    keep(check_signed_digest(&opened, &digest), found);
     // One good signature is enough, but a bad one under any key that is known is an attempt, not an addition.
     for keyid in opened.keyids() {
         if let Some(known) = ctx.signers.iter().find(|s| s.key.fingerprint() == keyid) {
-            VERIFIER.verify(envelope, &known.key)?;
+            keep(VERIFIER.verify(envelope, &known.key), found);
         }
     }
-    let statement = VERIFIER.verify(envelope, &signer.key)?;
-    Ok(Verified {
+    let signer = signer?;
+    let statement = keep(VERIFIER.verify(envelope, &signer.key), found)?;
+    Some(Verified {
         digest,
         key_fingerprint: Some(signer.key.fingerprint().into()),
         signer: Some(signer.name.clone()),
         author: statement.author,
         public_key: Some(signer.key.clone()),
     })
+}
+
+/// Puts a refusal, each once, where `examine` collects them.
+fn keep<T>(result: Result<T, Refusal>, found: &mut Vec<Refusal>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(refusal) => {
+            if !found.contains(&refusal) {
+                found.push(refusal);
+            }
+            None
+        }
+    }
 }
 
 /// At each load of what is in force: the bytes are the recorded ones, the recorded key signed them, and nobody has declared that
@@ -240,7 +270,7 @@ pub fn parse_version(text: &str) -> Result<Version, Refusal> {
 }
 
 /// A tenant never goes below its high-water mark, and a version never means two contents.
-pub(super) fn check_high_water(
+pub(crate) fn check_high_water(
     spec: &PolicyPackageSpec,
     digest: &str,
     high_water: Option<&(Version, String)>,

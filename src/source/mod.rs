@@ -1,8 +1,9 @@
-//! Where objects come from, and the snapshot that is built of them. Both sources, Kubernetes and a folder, feed the same snapshot.
+//! Where objects come from, and the snapshot that is built of them. What comes out is the same whatever it came from.
 //!
-//! Nothing here decides a check or writes an object.
+//! Nothing here decides a check, or writes anything but the heartbeat.
 
 pub mod compile;
+pub mod folder;
 pub mod index;
 pub mod kubernetes;
 pub mod recorded;
