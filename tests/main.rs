@@ -1,2 +1,4 @@
 //! Every integration test, in one binary. `support` starts a real control plane and the operator.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod api;

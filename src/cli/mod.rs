@@ -4,6 +4,7 @@
 
 mod init;
 mod keygen;
+pub mod operator;
 mod output;
 mod package;
 mod test;
@@ -31,6 +32,7 @@ enum Command {
     #[command(subcommand)]
     Package(package::Package),
     Keygen(keygen::Keygen),
+    Operator(operator::Operator),
 }
 
 /// Parses the arguments and runs the command.
@@ -41,5 +43,6 @@ pub fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
+        Command::Operator(args) => operator::run(args),
     }
 }

@@ -3,19 +3,15 @@
 //! A renewed authority signs at once, but the bundle names its predecessor for as long as that is valid: old leaves stay good.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
     date_time_ymd,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// How long an authority lives. It is renewed when a third of that is left.
@@ -34,13 +30,21 @@ pub enum CertificateError {
     /// Reading it.
     #[error("{what} can't be read: {why}")]
     Read { what: &'static str, why: String },
-    /// TLS does not take it.
-    #[error("TLS does not take the certificate: {0}")]
-    Tls(#[from] rustls::Error),
 }
 
 fn unreadable(what: &'static str) -> impl Fn(&dyn std::fmt::Display) -> CertificateError {
     move |why| CertificateError::Read { what, why: why.to_string() }
+}
+
+/// What this process serves with.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Certificate, PEM.
+    pub certificate: String,
+    /// Key, PEM (PKCS #8).
+    pub key: String,
+    /// When it should be replaced.
+    pub replace_at: Timestamp,
 }
 
 /// The authority.
@@ -80,8 +84,8 @@ impl Authority {
         Ok(two_thirds(from, to))
     }
 
-    /// A leaf for these names (DNS names and IP addresses), and when it should be replaced.
-    pub fn leaf(&self, names: &[String], now: Timestamp, life: Duration) -> Result<(Arc<CertifiedKey>, Timestamp), CertificateError> {
+    /// A leaf for these names (DNS names and IP addresses).
+    pub fn leaf(&self, names: &[String], now: Timestamp, life: Duration) -> Result<Leaf, CertificateError> {
         let issuer_key = KeyPair::from_pem(&self.key)?;
         let issuer = Issuer::from_ca_cert_pem(&self.certificate, issuer_key)?;
         let key = KeyPair::generate()?;
@@ -97,12 +101,9 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         validity(&mut params, now, life);
-        let certificate = params.signed_by(&key, &issuer)?;
-        let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| unreadable("the leaf's key")(&e))?;
-        let key = rustls::crypto::ring::sign::any_supported_type(&der)?;
-        let certified = CertifiedKey::new(vec![certificate.der().clone()], key);
+        let certificate = params.signed_by(&key, &issuer)?.pem();
         let end = now.checked_add(life).unwrap_or(Timestamp::MAX);
-        Ok((Arc::new(certified), two_thirds(now, end)))
+        Ok(Leaf { certificate, key: key.serialize_pem(), replace_at: two_thirds(now, end) })
     }
 }
 
@@ -136,28 +137,6 @@ fn pem(der: &CertificateDer<'_>) -> String {
     out
 }
 
-/// The leaf that is served now. Connections that are open keep the one they began with.
-#[derive(Debug)]
-pub struct ServedLeaf(ArcSwap<CertifiedKey>);
-
-impl ServedLeaf {
-    /// Serves this one.
-    pub fn new(leaf: Arc<CertifiedKey>) -> Self {
-        Self(ArcSwap::new(leaf))
-    }
-
-    /// Serves another one from now on.
-    pub fn replace(&self, leaf: Arc<CertifiedKey>) {
-        self.0.store(leaf);
-    }
-}
-
-impl ResolvesServerCert for ServedLeaf {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,18 +168,19 @@ mod tests {
         use rustls::client::danger::ServerCertVerifier;
         let now = Timestamp::now();
         let authority = Authority::new(now, AUTHORITY_LIFE, "").unwrap();
-        let (leaf, replace) = authority.leaf(&["remit.x.svc".into(), "127.0.0.1".into()], now, LEAF_LIFE).unwrap();
-        assert!(replace > now && replace < now.checked_add(LEAF_LIFE).unwrap());
+        let leaf = authority.leaf(&["remit.x.svc".into(), "127.0.0.1".into()], now, LEAF_LIFE).unwrap();
+        assert!(leaf.replace_at > now && leaf.replace_at < now.checked_add(LEAF_LIFE).unwrap());
         let mut roots = rustls::RootCertStore::empty();
         for certificate in bundle_of(&authority) {
             roots.add(certificate).unwrap();
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let end = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(std::sync::Arc::new(roots), provider).build().unwrap();
         let time = rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(now.as_second() as u64));
         let verify = |name: &'static str| {
             let name = rustls::pki_types::ServerName::try_from(name).unwrap();
-            verifier.verify_server_cert(&leaf.cert[0], &[], &name, &[], time)
+            verifier.verify_server_cert(&end, &[], &name, &[], time)
         };
         verify("remit.x.svc").unwrap();
         verify("127.0.0.1").unwrap();

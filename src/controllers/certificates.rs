@@ -15,7 +15,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::ca::{AUTHORITY_LIFE, Authority, CertificateError, ServedLeaf};
+use super::ca::{AUTHORITY_LIFE, Authority, CertificateError, Leaf};
 use crate::api::MANAGER;
 use crate::source::kubernetes::{SourceError, call};
 
@@ -145,6 +145,9 @@ impl Published {
     }
 }
 
+/// Takes a new leaf into service; Err: why it can't, and the old one goes on.
+pub type Serve = Box<dyn Fn(&Leaf) -> Result<(), String> + Send + Sync>;
+
 /// What keeps certificates right while the operator runs.
 pub struct Keeper {
     /// The API server.
@@ -155,9 +158,9 @@ pub struct Keeper {
     pub names: Vec<String>,
     /// Life of a leaf.
     pub leaf_life: Duration,
-    /// The leaf that is served.
-    pub served: Arc<ServedLeaf>,
-    /// When it should be replaced.
+    /// Takes a new leaf into service.
+    pub serve: Serve,
+    /// When the leaf should be replaced.
     pub replace_at: Timestamp,
     /// Who is told of the bundle.
     pub published: Arc<Published>,
@@ -188,10 +191,10 @@ impl Keeper {
             self.replace_at = now;
         }
         if self.replace_at <= now {
-            let (leaf, replace_at) = authority.leaf(&self.names, now, self.leaf_life)?;
-            self.served.replace(leaf);
-            self.replace_at = replace_at;
-            tracing::info!(next = %replace_at, "the serving certificate is replaced");
+            let leaf = authority.leaf(&self.names, now, self.leaf_life)?;
+            (self.serve)(&leaf).map_err(|why| CertificateError::Read { what: "the new leaf", why })?;
+            self.replace_at = leaf.replace_at;
+            tracing::info!(next = %leaf.replace_at, "the serving certificate is replaced");
         }
         patch_webhook(&self.client, &authority.bundle).await?;
         for (namespace, uid) in self.published.tenants() {

@@ -3,6 +3,7 @@
 //! Must never decide anything itself, and never let an allow leave before its record is committed.
 
 mod admin;
+pub mod admission;
 mod authn;
 mod authz;
 mod body;

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use super::compile::Compiler;
-use super::kubernetes::{Change, Listeners, Objects, tell};
+use super::kubernetes::{Change, Listeners, Objects, Pulse, tell};
 use super::recorded::{LoadError, PackageBytes, check, read};
 use super::snapshot::{TenantInput, TenantState, assemble, identities, tenant};
 use crate::api::{Agent, EffectiveProfile, PolicyPackageSpec, RevisionStatus, RevokedReason};
@@ -90,6 +90,7 @@ pub struct Index {
     snapshot: Arc<ArcSwap<Snapshot>>,
     faults: Arc<Faults>,
     listeners: Listeners,
+    pulse: Arc<Pulse>,
     ready: watch::Sender<bool>,
     tenants: BTreeMap<String, TenantState>,
     loaded: HashMap<String, Loaded>,
@@ -104,6 +105,7 @@ impl Index {
         snapshot: Arc<ArcSwap<Snapshot>>,
         faults: Arc<Faults>,
         listeners: Listeners,
+        pulse: Arc<Pulse>,
         ready: watch::Sender<bool>,
     ) -> Self {
         Self {
@@ -111,6 +113,7 @@ impl Index {
             snapshot,
             faults,
             listeners,
+            pulse,
             ready,
             tenants: BTreeMap::new(),
             loaded: HashMap::new(),
@@ -126,6 +129,7 @@ impl Index {
             return;
         }
         let mut again = self.rebuild(Dirty { all: true, ..Dirty::default() }).await;
+        self.pulse.complete();
         let _ = self.ready.send(true);
         tracing::info!(tenants = self.tenants.len(), "the first snapshot is built");
         loop {

@@ -4,8 +4,8 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -120,33 +120,28 @@ pub fn tell(listeners: &Listeners, change: &Change) {
     }
 }
 
-/// How fresh the feed is: the last time a heartbeat came through while no watch was failing.
-#[derive(Debug)]
-pub struct Freshness {
-    start: Instant,
-    millis: AtomicU64,
+/// Whether the feed lives: a heartbeat counts while the first set is complete and no watch is failing.
+pub struct Pulse {
+    complete: AtomicBool,
     failing: AtomicU32,
+    alive: Box<dyn Fn() + Send + Sync>,
 }
 
-impl Default for Freshness {
-    fn default() -> Self {
-        Self { start: Instant::now(), millis: AtomicU64::new(0), failing: AtomicU32::new(0) }
+impl Pulse {
+    /// Calls `alive` at each sign of life.
+    pub fn new(alive: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { complete: AtomicBool::new(false), failing: AtomicU32::new(0), alive: Box::new(alive) }
     }
-}
 
-impl Freshness {
+    /// The first set is complete: from now on there are signs of life, and this is the first.
+    pub fn complete(&self) {
+        self.complete.store(true, Ordering::Release);
+        self.beat();
+    }
+
     fn beat(&self) {
-        if self.failing.load(Ordering::Relaxed) == 0 {
-            let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.millis.store(millis.max(1), Ordering::Relaxed);
-        }
-    }
-
-    /// When the feed was last seen alive; None: never.
-    pub fn last(&self) -> Option<Instant> {
-        match self.millis.load(Ordering::Relaxed) {
-            0 => None,
-            millis => Some(self.start + Duration::from_millis(millis)),
+        if self.complete.load(Ordering::Acquire) && self.failing.load(Ordering::Relaxed) == 0 {
+            (self.alive)();
         }
     }
 }
@@ -239,11 +234,20 @@ where
     })
 }
 
+/// Whether the API server sends the initial list through the watch (on by default from 1.34 on).
+pub async fn streams_lists(client: &Client) -> bool {
+    let minor = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
+    match call("/version", client.apiserver_version()).await {
+        Ok(info) => info.major == "1" && minor(&info.minor).is_some_and(|m| m >= 34),
+        Err(_) => false,
+    }
+}
+
 /// Starts every watch. They run until the process ends. The listeners are told of each change after the stores have it.
-pub fn watch(client: &Client, namespace: &str, streaming: bool, freshness: &Arc<Freshness>, to: &Arc<Listeners>) -> Objects {
-    let w = Watches { client: client.clone(), streaming, freshness: freshness.clone(), to: to.clone() };
+pub fn watch(client: &Client, namespace: &str, streaming: bool, pulse: &Arc<Pulse>, to: &Arc<Listeners>) -> Objects {
+    let w = Watches { client: client.clone(), streaming, pulse: pulse.clone(), to: to.clone() };
     let heartbeat = w.config().fields(&format!("metadata.name={HEARTBEAT}"));
-    let beats = freshness.clone();
+    let beats = pulse.clone();
     let _ = w.start(Api::<ConfigMap>::namespaced(client.clone(), namespace), heartbeat, move |_| {
         beats.beat();
         None
@@ -266,7 +270,7 @@ pub fn watch(client: &Client, namespace: &str, streaming: bool, freshness: &Arc<
 struct Watches {
     client: Client,
     streaming: bool,
-    freshness: Arc<Freshness>,
+    pulse: Arc<Pulse>,
     to: Arc<Listeners>,
 }
 
@@ -295,8 +299,8 @@ impl Watches {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         let (reader, writer) = reflector::store();
-        let (freshness, to) = (self.freshness.clone(), self.to.clone());
-        tokio::spawn(follow(api, config, writer, change, freshness, to));
+        let (pulse, to) = (self.pulse.clone(), self.to.clone());
+        tokio::spawn(follow(api, config, writer, change, pulse, to));
         reader
     }
 }
@@ -306,7 +310,7 @@ async fn follow<K>(
     config: watcher::Config,
     mut writer: Writer<K>,
     change: impl Fn(&K) -> Option<Change> + Send,
-    freshness: Arc<Freshness>,
+    pulse: Arc<Pulse>,
     to: Arc<Listeners>,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -319,7 +323,7 @@ async fn follow<K>(
             Err(error) => {
                 // 410 and the like are how a watch goes on; only what lasts makes the feed stale.
                 if !failing {
-                    freshness.failing.fetch_add(1, Ordering::Relaxed);
+                    pulse.failing.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(kind = %K::kind(&()), %error, "a watch failed and is tried again");
                 }
                 failing = true;
@@ -329,7 +333,7 @@ async fn follow<K>(
         let event = event.modify(|o| o.managed_fields_mut().clear());
         if failing && !matches!(event, Event::Init) {
             failing = false;
-            freshness.failing.fetch_sub(1, Ordering::Relaxed);
+            pulse.failing.fetch_sub(1, Ordering::Relaxed);
             tracing::info!(kind = %K::kind(&()), "the watch goes on");
         }
         let news = match &event {
