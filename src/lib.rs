@@ -1,11 +1,14 @@
-//! Remit says what each AI agent may do, for whom, right now. See DESIGN in docs/ for the words.
+//! Remit says what each AI agent may do, for whom, right now. docs/concepts.md has the words.
 #![forbid(unsafe_code)]
 
 pub mod api;
 pub mod cli;
+pub mod controllers;
 pub mod gate;
 pub mod lifecycle;
+pub mod operator;
 pub mod package;
 pub mod policy;
+pub mod server;
 pub mod source;
 pub mod store;

@@ -1,3 +1,5 @@
 //! Every integration test, in one binary. `support` starts a real control plane and the operator.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod api;
 mod packages;

@@ -5,6 +5,7 @@
 mod generate;
 mod init;
 mod keygen;
+pub mod operator;
 mod output;
 mod package;
 mod test;
@@ -28,6 +29,7 @@ enum Command {
     #[command(subcommand)]
     Package(package::Package),
     Keygen(keygen::Keygen),
+    Operator(operator::Operator),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -35,10 +37,11 @@ enum Command {
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Generate(args) => generate::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
+        Command::Operator(args) => operator::run(args),
+        Command::Generate(args) => generate::run(&args),
     }
 }

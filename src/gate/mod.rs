@@ -35,3 +35,10 @@ pub fn check(input: &CheckInput<'_>) -> Checked {
     let record = record::record(&pass, &decision);
     Checked { decision, record }
 }
+
+/// The record of a question that was refused before the gates: who asked could not be let in.
+pub fn refused(input: &CheckInput<'_>, status: u16, code: &'static str, reason: String) -> Checked {
+    let decision = pass::refuse(status, code, reason);
+    let record = record::record(&Pass::new(input), &decision);
+    Checked { decision, record }
+}

@@ -47,7 +47,7 @@ impl TokenReviewer for KubeReviews {
     fn review<'a>(&'a self, token: &'a str, audience: &'a str) -> BoxFuture<'a, Result<TokenReviewStatus, NoVerdict>> {
         let review = TokenReview {
             metadata: ObjectMeta::default(),
-            spec: TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![audience.to_owned()]) },
+            spec: TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![audience.to_owned()]) },
             status: None,
         };
         Box::pin(async move {

@@ -67,7 +67,7 @@ impl<V: Clone> Entry<V> {
     }
 }
 
-type Flight<V> = Arc<OnceCell<Result<Answer<V>, NoVerdict>>>;
+type Flight<V> = Arc<OnceCell<(Instant, Result<Answer<V>, NoVerdict>)>>;
 
 /// A verdict as the question's future gives it.
 #[derive(Clone, Debug)]

@@ -4,13 +4,16 @@
 //! `on_behalf_of`, or puts them at the wrong place, would be judged without them, and a `forbid` that reads an argument would
 //! not match: such near misses are refused by name. Must never let a typo widen an answer.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::error::HttpError;
 use super::ijson;
 use crate::api::{Delegator, DelegatorKind};
 use crate::gate::{ActionRef, CheckRequest, Decision, DecisionRecord, EntityRef, Outcome};
-use crate::policy::CallerKind;
+use crate::policy::{CallerKind, PolicyError};
 
 /// Items that one request may carry.
 pub const MAX_ITEMS: usize = 1000;
@@ -247,52 +250,110 @@ fn distance(a: &[char], b: &[char]) -> usize {
     rows[a.len()][b.len()]
 }
 
-/// A decision as AuthZEN answers it. Only gateways hear which policies decided, and under which packages.
-pub fn answer(decision: &Decision, record: &DecisionRecord, to: CallerKind) -> Value {
-    let mut context = Map::new();
-    context.insert("code".into(), decision.code.into());
-    context.insert("reason".into(), decision.reason.as_str().into());
-    context.insert("decision_id".into(), record.id.as_str().into());
-    if decision.outcome == Outcome::ApprovalRequired {
-        let asks = decision.asks.iter().map(|policy| {
-            let mut ask = Map::new();
-            if let Some(asked) = &policy.ask {
-                ask.insert("group".into(), asked.group.as_str().into());
-                ask.insert("count".into(), asked.count.into());
-            }
-            if let Some(reason) = &policy.reason {
-                ask.insert("reason".into(), reason.as_str().into());
-            }
-            if to == CallerKind::Gateway {
-                ask.insert("policy".into(), policy.id.as_str().into());
-            }
-            Value::Object(ask)
-        });
-        context.insert("asks".into(), asks.collect());
-    }
-    if to == CallerKind::Gateway {
-        context.insert("policies".into(), decision.policies.iter().map(|p| Value::from(p.id.as_str())).collect());
-        context.insert("digests".into(), json!(record.digests));
-        if !decision.errors.is_empty() {
-            context.insert("errors".into(), json!(decision.errors));
-        }
-    }
-    json!({"decision": decision.outcome == Outcome::Allow, "context": context})
+/// A decision as AuthZEN answers it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Answer {
+    /// True only for an allow.
+    pub decision: bool,
+    /// Why.
+    pub context: AnswerContext,
 }
 
-/// An item of a batch that could not be evaluated: denied, with the error in its context.
-pub fn item_error(error: &HttpError) -> Value {
-    let mut context = Map::new();
-    context.insert("code".into(), error.code.into());
-    context.insert("reason".into(), error.message.as_str().into());
-    context.insert("error".into(), json!({"status": error.status.as_u16(), "message": error.message}));
-    if let Some(field) = &error.field {
-        context.insert("field".into(), field.as_str().into());
+/// Why a decision fell as it did.
+#[derive(Clone, Debug, Serialize)]
+pub struct AnswerContext {
+    /// Stable reason code.
+    pub code: &'static str,
+    /// For people.
+    pub reason: String,
+    /// Id of the record.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub decision_id: String,
+    /// Who must be asked, where the code is `approval_required`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    asks: Vec<AskedOf>,
+    /// Determining policies. Only gateways hear them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policies: Option<Vec<String>>,
+    /// Packages that were evaluated. Only gateways hear them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digests: Option<BTreeMap<String, Vec<String>>>,
+    /// Policies that errored. Only gateways hear them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<PolicyError>,
+    /// AuthZEN's shape for an item of a batch that could not be evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ItemError>,
+    /// The field that was wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct AskedOf {
+    group: String,
+    count: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ItemError {
+    status: u16,
+    message: String,
+}
+
+impl Answer {
+    /// The answer to a decision that has this record.
+    pub fn new(decision: &Decision, record: &DecisionRecord, to: CallerKind) -> Self {
+        let gateway = to == CallerKind::Gateway;
+        let asks = decision.asks.iter().filter(|_| decision.outcome == Outcome::ApprovalRequired);
+        let asks = asks.filter_map(|policy| {
+            let ask = policy.ask.as_ref()?;
+            let policy_id = gateway.then(|| policy.id.clone());
+            Some(AskedOf { group: ask.group.clone(), count: ask.count, reason: policy.reason.clone(), policy: policy_id })
+        });
+        Self {
+            decision: decision.outcome == Outcome::Allow,
+            context: AnswerContext {
+                code: decision.code,
+                reason: decision.reason.clone(),
+                decision_id: record.id.clone(),
+                asks: asks.collect(),
+                policies: gateway.then(|| decision.policies.iter().map(|p| p.id.clone()).collect()),
+                digests: gateway.then(|| record.digests.clone()),
+                errors: if gateway { decision.errors.clone() } else { Vec::new() },
+                error: None,
+                field: None,
+            },
+        }
     }
-    if let Some(id) = &error.decision_id {
-        context.insert("decision_id".into(), id.as_str().into());
+
+    /// A deny that no policy has decided.
+    pub fn denied(code: &'static str, reason: impl Into<String>, decision_id: String) -> Self {
+        let context = AnswerContext {
+            code,
+            reason: reason.into(),
+            decision_id,
+            asks: Vec::new(),
+            policies: None,
+            digests: None,
+            errors: Vec::new(),
+            error: None,
+            field: None,
+        };
+        Self { decision: false, context }
     }
-    json!({"decision": false, "context": context})
+
+    /// An item of a batch that could not be evaluated: denied, with the error in its context.
+    pub fn error(error: HttpError) -> Self {
+        let mut answer = Self::denied(error.code, error.message.clone(), error.decision_id.unwrap_or_default());
+        answer.context.error = Some(ItemError { status: error.status.as_u16(), message: error.message });
+        answer.context.field = error.field;
+        answer
+    }
 }
 
 /// Bytes of text that an evaluation may have to look at.
@@ -313,6 +374,8 @@ pub fn weight(request: &CheckRequest) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn map(value: Value) -> Map<String, Value> {

@@ -1,3 +1,10 @@
-//! Where objects come from. What comes out is the same whatever it came from.
+//! Where objects come from, and the snapshot that is built of them. What comes out is the same whatever it came from.
+//!
+//! Nothing here decides a check, or writes anything but the heartbeat.
 
+pub mod compile;
 pub mod folder;
+pub mod index;
+pub mod kubernetes;
+pub mod recorded;
+pub mod snapshot;

@@ -10,13 +10,15 @@ use serde::{Deserialize, Serialize};
 
 pub mod audit;
 mod chain;
+#[cfg(test)]
+mod contract;
 mod sink;
 mod sqlite;
 mod statement;
 #[cfg(test)]
 mod testing;
 
-pub use audit::AuditRow;
+pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};

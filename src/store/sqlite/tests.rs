@@ -1,23 +1,311 @@
-//! SQLite against the contract.
+//! SQLite against the contract, and what is its own: locks, restarts, kill -9, a full disk, tampering with the file.
+
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use super::*;
+use crate::store::audit::Report;
+use crate::store::contract::{self, commit, verify};
 use crate::store::testing::record;
+use crate::store::{Anchor, FileSink, statement};
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
 
 async fn open(dir: &Path) -> Arc<SqliteStore> {
-    let options = SqliteOptions { signing_key: Some(SigningKey::from_bytes(&[7; 32])), ..Default::default() };
+    let options =
+        SqliteOptions { signing_key: Some(key()), anchor_every: Duration::from_secs(3600), ..Default::default() };
     SqliteStore::open(dir, options).await.unwrap()
 }
 
-#[tokio::test]
-async fn records_are_committed_in_order_and_read_back() {
+async fn fresh() -> (tempfile::TempDir, Arc<SqliteStore>) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
-    let waiting: Vec<_> = (1..=100).map(|n| store.append(record("acme", n)).unwrap()).collect();
-    for (n, committed) in (1..).zip(waiting) {
-        assert_eq!(committed.await.unwrap().seq, n);
-    }
-    let page = store.decisions("acme", &DecisionFilter::default()).await.unwrap();
-    assert_eq!(page.items.len(), 100);
+    (dir, store)
+}
+
+#[tokio::test]
+async fn appends_are_gap_free_in_order_and_chained() {
+    let (_dir, store) = fresh().await;
+    contract::appends_are_gap_free_in_order_and_chained(store).await;
+}
+
+#[tokio::test]
+async fn decisions_are_filtered_and_paged() {
+    contract::decisions_are_filtered_and_paged(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn equal_times_are_paged_without_loss() {
+    contract::equal_times_are_paged_without_loss(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn sessions_end_once() {
+    contract::sessions_end_once(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn the_high_water_mark_compares_versions() {
+    contract::the_high_water_mark_compares_versions(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn a_signer_stays_seen() {
+    contract::a_signer_stays_seen(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn retention_leaves_a_tombstone() {
+    let (_dir, store) = fresh().await;
+    contract::retention_leaves_a_tombstone(&*store, &key().verifying_key()).await;
+}
+
+#[tokio::test]
+async fn the_chain_goes_on_after_a_restart() {
+    let (dir, store) = fresh().await;
+    commit(&*store, "acme", 1).await;
+    let writer = store.writer().to_owned();
     store.close().await;
+    assert!(matches!(store.append(record("acme", 2)), Err(StoreError::Closed(_))));
+    let store = open(dir.path()).await;
+    assert_eq!(store.writer(), writer);
+    assert_eq!(commit(&*store, "acme", 2).await, 2);
+    let report = verify(&*store, Some(&key().verifying_key())).await;
+    assert!(report.ok, "{:?}", report.findings);
+    assert_eq!((report.anchored_seq, report.not_anchored), (Some(1), 1), "the stop anchored record 1");
+}
+
+#[tokio::test]
+async fn a_second_operator_on_the_same_volume_is_refused() {
+    let (dir, store) = fresh().await;
+    let Err(error) = SqliteStore::open(dir.path(), SqliteOptions::default()).await else { panic!("opened twice") };
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Locked { .. }), "{text}");
+    assert!(text.contains(&format!("(process {})", std::process::id())), "{text}");
+    store.close().await;
+    open(dir.path()).await;
+}
+
+#[tokio::test]
+async fn anchors_go_to_the_sink_while_records_come_in_and_at_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("anchor.json");
+    let options = SqliteOptions {
+        signing_key: Some(key()),
+        sinks: vec![Arc::new(FileSink::new(&file))],
+        anchor_every: Duration::from_millis(20),
+        ..Default::default()
+    };
+    let store = SqliteStore::open(dir.path().join("data"), options).await.unwrap();
+    let read = || {
+        let envelope = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+        Some(statement::open::<Anchor>(&envelope, Some(&key().verifying_key())).unwrap())
+    };
+    commit(&*store, "acme", 1).await;
+    let mut rounds = 0;
+    while read().is_none_or(|anchor| anchor.seq < 1) {
+        rounds += 1;
+        assert!(rounds < 500, "no anchor came");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    commit(&*store, "acme", 2).await;
+    store.close().await;
+    let last = read().unwrap();
+    assert_eq!((last.seq, last.records, last.writer.as_str()), (2, 2, store.writer()));
+}
+
+#[tokio::test]
+async fn bytes_that_end_two_processes_are_quarantined_and_a_good_stop_is_none() {
+    let (dir, store) = fresh().await;
+    store.parse_begins("good").await.unwrap();
+    store.parse_ended("good").await.unwrap();
+    store.parse_begins("unlucky").await.unwrap();
+    store.close().await;
+    for _ in 0..2 {
+        let store = open(dir.path()).await;
+        assert!(store.quarantined().await.unwrap().is_empty());
+        store.parse_begins("bomb").await.unwrap();
+        die(store).await;
+    }
+    let store = open(dir.path()).await;
+    assert_eq!(store.quarantined().await.unwrap(), ["bomb"]);
+}
+
+/// Ends the store as a dying process does: nothing is noted, only the lock goes.
+async fn die(store: Arc<SqliteStore>) {
+    let tasks = store.tasks.lock().await.take().unwrap();
+    tasks.anchors.abort();
+    tasks.checkpointer.abort();
+    store.queue.close();
+    tasks.writer.await.unwrap();
+}
+
+/// A full disk: every append that waits fails, later ones succeed once there is room, and the chain has no gap.
+#[tokio::test]
+async fn a_full_disk_fails_appends_and_heals() {
+    let (dir, store) = fresh().await;
+    commit(&*store, "acme", 1).await;
+    store.close().await;
+    let db = dir.path().join(DATABASE_FILE);
+    // SQLite's own limit of pages is kept per connection, so the trigger stands in for the disk.
+    let mut conn = SqliteConnectOptions::new().filename(&db).connect().await.unwrap();
+    sqlx::raw_sql(
+        "CREATE TRIGGER full BEFORE INSERT ON records WHEN NEW.agent = 'full' \
+         BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END",
+    )
+    .execute(&mut conn)
+    .await
+    .unwrap();
+    sqlx::Connection::close(conn).await.unwrap();
+    let store = open(dir.path()).await;
+    let mut failing = record("acme", 2);
+    failing.agent = "full".into();
+    // A job of the same transaction fails with it.
+    let (append, signer) = (store.append(failing).unwrap(), store.remember_signer("u"));
+    let (append, signer) = tokio::join!(append, signer);
+    assert!(matches!(append, Err(StoreError::Closed(why)) if why.contains("disk is full")));
+    drop(signer);
+    assert_eq!(commit(&*store, "acme", 3).await, 2, "the number that failed is used again");
+    store.remember_signer("u").await.unwrap();
+    let report = verify(&*store, Some(&key().verifying_key())).await;
+    assert!(report.ok, "{:?}", report.findings);
+    assert_eq!(report.to_seq, Some(2));
+    assert_eq!(store.counters().healthy.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_job_that_fails_takes_no_record_with_it() {
+    let (_dir, store) = fresh().await;
+    let bad = InForceRow {
+        tenant_uid: "u".into(),
+        tenant: "acme".into(),
+        package: "p".into(),
+        version: "not a version".into(),
+        digest: "d".into(),
+        key_fingerprint: None,
+        first_verified: Timestamp::UNIX_EPOCH,
+        revision: 1,
+    };
+    let (appended, job) = (store.append(record("acme", 1)).unwrap(), store.put_in_force(&bad));
+    let (appended, job) = tokio::join!(appended, job);
+    assert_eq!(appended.unwrap().seq, 1);
+    assert!(job.is_err());
+    assert!(verify(&*store, None).await.ok);
+}
+
+/// Changes the file as somebody would who can write it, and says what verification finds.
+async fn tampered(sql: &'static str) -> Report {
+    let (dir, store) = fresh().await;
+    for n in 1..=6 {
+        commit(&*store, "acme", n).await;
+    }
+    store.close().await;
+    let mut conn = SqliteConnectOptions::new().filename(dir.path().join(DATABASE_FILE)).connect().await.unwrap();
+    sqlx::raw_sql(sql).execute(&mut conn).await.unwrap();
+    sqlx::Connection::close(conn).await.unwrap();
+    let store = open(dir.path()).await;
+    verify(&*store, Some(&key().verifying_key())).await
+}
+
+#[tokio::test]
+async fn tampering_with_the_file_is_found() {
+    assert!(tampered("SELECT 1").await.ok);
+    for (sql, seq) in [
+        ("UPDATE records SET body = replace(body, 'git/status', 'git/push') WHERE seq = 4", 4),
+        ("UPDATE records SET agent = 'other' WHERE seq = 2", 2),
+        ("UPDATE records SET tenant = NULL WHERE seq = 2", 2),
+        ("DELETE FROM records WHERE seq = 3", 3),
+        ("DELETE FROM records WHERE seq > 4", 5),
+        ("DELETE FROM records WHERE seq = 1", 1),
+        (
+            "UPDATE records SET seq = 99 WHERE seq = 2; UPDATE records SET seq = 2 WHERE seq = 3; UPDATE records SET seq = 3 WHERE seq = 99",
+            2,
+        ),
+        ("UPDATE records SET body = NULL, id = NULL, body_hash = zeroblob(32) WHERE seq = 5", 5),
+        ("UPDATE writer SET id = 'x'", 1),
+    ] {
+        let report = tampered(sql).await;
+        assert!(report.findings.iter().any(|f| f.seq == Some(seq)), "{sql}: {:?}", report.findings);
+    }
+}
+
+/// Prints the id of each record once its commit is known, until it is killed. Run by the next test only.
+#[tokio::test]
+async fn child_that_appends_until_killed() {
+    let Ok(dir) = std::env::var("REMIT_TEST_KILL_DIR") else { return };
+    let store = open(Path::new(&dir)).await;
+    let last = store.counters().head_seq.load(Ordering::Relaxed);
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for n in 0.. {
+                    let record = record("acme", last + 1_000_000 + task * 10_000_000 + n);
+                    let id = record.id.clone();
+                    store.append(record).unwrap().await.unwrap();
+                    // One write, so that a kill leaves no half line that looks whole.
+                    std::io::stdout().write_all(format!("committed {id}\n").as_bytes()).unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn kill_9_loses_no_commit_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::sqlite::tests::child_that_appends_until_killed", "--nocapture"])
+            .env("REMIT_TEST_KILL_DIR", dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            out.read_to_string(&mut text).unwrap();
+            text
+        });
+        tokio::time::sleep(Duration::from_millis(700 + round * 150)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let text = reader.join().unwrap();
+        let seen: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("committed ")).filter(|id| id.len() == 36).collect();
+        assert!(!seen.is_empty(), "the child appended nothing: {text}");
+        let store = open(dir.path()).await;
+        for id in seen {
+            assert!(store.decision("acme", id).await.unwrap().is_some(), "{id} was answered and is lost");
+        }
+        let report = verify(&*store, Some(&key().verifying_key())).await;
+        assert!(report.ok, "{:?}", report.findings);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn the_wal_is_copied_back_and_stays_small() {
+    let (dir, store) = fresh().await;
+    let mut large = record("acme", 1);
+    large.reason = "x".repeat(500_000);
+    for _ in 0..60 {
+        let waiting: Vec<_> = (0..4).map(|_| store.append(large.clone()).unwrap()).collect();
+        for appended in waiting {
+            appended.await.unwrap();
+        }
+    }
+    tokio::time::sleep(CHECKPOINT_EVERY * 3).await;
+    commit(&*store, "acme", 2).await;
+    let db = std::fs::metadata(dir.path().join(DATABASE_FILE)).unwrap().len();
+    assert!(db > 100_000_000, "the checkpointer copied {db} of 120 MB");
+    store.close().await;
+    let wal = dir.path().join(format!("{DATABASE_FILE}-wal"));
+    assert!(std::fs::metadata(wal).map_or(0, |m| m.len()) == 0, "the stop leaves one file");
 }

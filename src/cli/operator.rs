@@ -1,0 +1,131 @@
+//! `remit operator`: its flags. What they start is in `crate::operator`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::policy::SigningMode;
+
+/// Stack of the runtime's threads: Cedar's evaluator recurses.
+const STACK: usize = 8 * 1024 * 1024;
+
+/// Serves checks and reconciles the custom resources of a cluster.
+///
+/// Kubernetes is found by the ServiceAccount of the pod, or by KUBECONFIG.
+#[derive(Debug, Args)]
+pub struct Operator {
+    /// Namespace of the operator: the platform tenant
+    #[arg(long, env = "REMIT_NAMESPACE", default_value = "remit-system")]
+    pub namespace: String,
+    /// Address of the checks (HTTPS)
+    #[arg(long, env = "REMIT_LISTEN", default_value = "0.0.0.0:8443")]
+    pub listen: SocketAddr,
+    /// Address of the admission webhook (HTTPS)
+    #[arg(long, env = "REMIT_WEBHOOK_LISTEN", default_value = "0.0.0.0:9443")]
+    pub webhook_listen: SocketAddr,
+    /// Address of /livez, /readyz and /metrics (HTTP)
+    #[arg(long, env = "REMIT_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
+    pub metrics_listen: SocketAddr,
+    /// Directory of the journal
+    #[arg(long, env = "REMIT_DATA_DIR", default_value = "/var/lib/remit")]
+    pub data_dir: PathBuf,
+    /// Whether packages must be signed: WhenSignerExists or Required
+    #[arg(long, env = "REMIT_SIGNATURES", default_value = "WhenSignerExists")]
+    pub signatures: SigningMode,
+    /// Further platform package, NAME@sha256:…, in the operator's namespace
+    #[arg(long, env = "REMIT_PLATFORM_PACKAGE", value_parser = platform_package)]
+    pub platform_package: Option<(String, String)>,
+    /// Further names of the serving certificate: DNS names or IP addresses, separated by commas
+    #[arg(long, env = "REMIT_DNS_NAMES", value_delimiter = ',')]
+    pub dns_names: Vec<String>,
+    /// Seconds after which a snapshot that hears nothing of the API server answers nothing
+    #[arg(long, env = "REMIT_MAX_STALENESS", default_value = "300", value_parser = seconds)]
+    pub max_staleness: Duration,
+    /// ServiceAccount of the operator; messages name it
+    #[arg(long, env = "REMIT_SERVICE_ACCOUNT", default_value = "remit")]
+    pub service_account: String,
+    /// Name of the installation that signatures may be bound to; the UID of kube-system if not set
+    #[arg(long, env = "REMIT_INSTALLATION")]
+    pub installation: Option<String>,
+    /// Seconds that a serving certificate lives; it is replaced after two thirds
+    #[arg(long, env = "REMIT_CERTIFICATE_LIFE", default_value = "2592000", value_parser = seconds, hide = true)]
+    pub certificate_life: Duration,
+    /// Format of the log
+    #[arg(long, env = "REMIT_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+}
+
+/// Format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        _ => Err("expected a number of seconds, at least 1".into()),
+    }
+}
+
+/// `NAME@sha256:<64 hex digits>`. Empty, as a chart renders what is not set, is refused: the chart leaves the flag out.
+fn platform_package(text: &str) -> Result<(String, String), String> {
+    let parsed = text.split_once('@').filter(|(name, digest)| {
+        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+        !name.is_empty() && hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    });
+    match parsed {
+        Some((name, digest)) => Ok((name.into(), digest.into())),
+        None => Err("expected NAME@sha256: and 64 hex digits, lower case".into()),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(args: Operator) -> ExitCode {
+    let filter = EnvFilter::try_from_env("REMIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with_ansi(false).init(),
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK).build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("remit operator: the runtime can't start: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let done = runtime.block_on(crate::operator::run(args));
+    // What still runs on a blocking thread has nobody left to answer to.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the operator stops");
+            eprintln!("remit operator: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platform_package_is_name_and_whole_digest() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        assert_eq!(platform_package(&format!("org@{digest}")), Ok(("org".into(), digest.clone())));
+        for wrong in ["org", "@sha256:00", "org@sha256:00", &digest, &format!("org@{}", digest.to_uppercase())] {
+            platform_package(wrong).unwrap_err();
+        }
+    }
+}

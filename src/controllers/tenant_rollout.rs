@@ -1,0 +1,268 @@
+//! `TenantRollout`, by namespace: brings what `lifecycle::rollout` says about. Makes the empty rollout of a tenant that has none.
+//!
+//! It looks at the packages itself instead of waiting for their status: from `apply` to the new answer counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+
+use super::verdict::{TenantFacts, judge};
+use super::{Context, ReconcileError, apply_status, until};
+use crate::api::{DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, TenantRollout, TenantRolloutStatus, VERSION};
+use crate::lifecycle::rollout::{Candidate, Effect, Keys, Observation, revision_name, step};
+use crate::policy::parse_version;
+use crate::source::index::{compromised, find_bytes};
+use crate::source::kubernetes::{Guarded, call};
+use crate::source::recorded::{BYTES_LABEL, PackageBytes, check};
+
+/// What the controller is given: a namespace may need a rollout before it has one.
+pub type Object = Namespace;
+
+pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
+    if namespace.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let name = namespace.name_any();
+    // Remembers signers for every namespace, also for one that has no package yet.
+    let tenant = TenantFacts::read(&ctx, &namespace).await?;
+    let packages = ctx.objects.packages_of(&name);
+    if tenant.is_platform {
+        return Ok(Action::await_change());
+    }
+    let rollout = match ctx.objects.rollout_of(&name) {
+        Some(rollout) => rollout.0.as_ref().ok().cloned(),
+        None => None,
+    };
+    if rollout.is_some() || !packages.is_empty() || !ctx.objects.agents_of(&name).is_empty() {
+        ctx.authority.publish(&ctx.client, &name, &tenant.uid).await?;
+    }
+    let rollout = match rollout {
+        Some(rollout) if rollout.metadata.deletion_timestamp.is_some() => return Ok(Action::await_change()),
+        Some(rollout) => rollout,
+        None if packages.is_empty() => return Ok(Action::await_change()),
+        None => make_empty(&ctx, &name).await?,
+    };
+    Pass { ctx: &ctx, tenant: &tenant, rollout: &rollout, packages: &packages }.run().await
+}
+
+/// The one thing that Remit writes into a spec: nothing.
+async fn make_empty(ctx: &Context, namespace: &str) -> Result<TenantRollout, ReconcileError> {
+    let body = json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "TenantRollout",
+        "metadata": {"name": DEFAULT_NAME, "namespace": namespace},
+        "spec": {},
+    });
+    let params = PatchParams::apply(MANAGER);
+    let api = ctx.api::<TenantRollout>(namespace);
+    Ok(call("tenantrollouts", api.patch(DEFAULT_NAME, &params, &Patch::Apply(body))).await?)
+}
+
+struct Pass<'a> {
+    ctx: &'a Context,
+    tenant: &'a TenantFacts,
+    rollout: &'a TenantRollout,
+    packages: &'a [Arc<Guarded<PolicyPackage>>],
+}
+
+impl Pass<'_> {
+    async fn run(&self) -> Result<Action, ReconcileError> {
+        let (ctx, tenant) = (self.ctx, self.tenant);
+        let now = Timestamp::now();
+        let recorded = ctx.store.in_force(&tenant.uid).await?;
+        let (candidates, by_digest) = self.candidates().await?;
+        let compromised = compromised(&tenant.signers);
+        let covering = tenant.signers.iter().filter(|s| s.covers(&tenant.name, false));
+        let good = covering.map(|s| s.key.fingerprint().to_owned()).filter(|k| !compromised.contains(k)).collect();
+        let kept: BTreeSet<String> = self.kept(&by_digest);
+        let fault = ctx.faults.get(&tenant.name);
+        let before = self.rollout.status.clone().unwrap_or(TenantRolloutStatus {
+            observed_generation: crate::api::never_observed(),
+            ..TenantRolloutStatus::default()
+        });
+        let next = step(&Observation {
+            spec: &self.rollout.spec,
+            status: &before,
+            generation: self.rollout.metadata.generation.unwrap_or(0),
+            tenant: &tenant.name,
+            tenant_uid: &tenant.uid,
+            candidates: &candidates,
+            recorded: &recorded,
+            keys: &Keys { good, compromised },
+            kept: &kept,
+            load_error: fault.as_deref(),
+            now,
+        });
+        // Bytes, then the store, then the status: whoever reads the status finds the others there.
+        for effect in &next.effects {
+            match effect {
+                Effect::KeepBytes { digest } => {
+                    if let Some((spec, key)) = by_digest.get(digest) {
+                        self.keep(spec, digest, key.clone()).await?;
+                    }
+                }
+                Effect::PutInForce(row) => ctx.store.put_in_force(row).await?,
+                Effect::Event { .. } => {}
+            }
+        }
+        self.heal(&next.status).await?;
+        let api = ctx.api::<TenantRollout>(&tenant.name);
+        apply_status(&api, self.rollout, self.rollout.status.as_ref(), &next.status, true).await?;
+        for effect in &next.effects {
+            if let Effect::Event { warning, reason, note } = effect {
+                ctx.event(self.rollout, *warning, reason, note).await;
+            }
+        }
+        self.prune(&next.status).await?;
+        Ok(until(now, tenant.signers.iter().flat_map(|s| [s.not_before, s.not_after]).flatten()))
+    }
+
+    /// The packages with their verdicts, and the bytes of those that may come into force.
+    async fn candidates(&self) -> Result<(Vec<Candidate>, BTreeMap<String, (PolicyPackageSpec, Option<String>)>), ReconcileError> {
+        let (mut candidates, mut bytes) = (Vec::new(), BTreeMap::new());
+        for package in self.packages.iter().filter_map(|p| p.0.as_ref().ok()) {
+            let verdict = judge(self.ctx, self.tenant, &package.spec).await?;
+            let overall = verdict.overall();
+            if let (Ok(_), Ok(verified)) = (&overall, &verdict.signed) {
+                let key = verified.public_key.as_ref().map(|k| k.to_pem().to_owned());
+                bytes.insert(verdict.digest.clone(), (package.spec.clone(), key));
+            }
+            candidates.push(Candidate {
+                object: package.name_any(),
+                package: package.spec.package.clone(),
+                version: parse_version(&package.spec.version).ok(),
+                digest: verdict.digest,
+                verdict: overall,
+            });
+        }
+        Ok((candidates, bytes))
+    }
+
+    /// Digests whose bytes are at hand and still right.
+    fn kept(&self, candidates: &BTreeMap<String, (PolicyPackageSpec, Option<String>)>) -> BTreeSet<String> {
+        let history = self.rollout.status.iter().flat_map(|s| &s.history).filter(|h| {
+            let recorded = &h.revision;
+            let bytes = find_bytes(&self.ctx.objects, &self.tenant.name, recorded, &self.tenant.signers);
+            let right = |b: PackageBytes| {
+                check(&b, recorded, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok()
+            };
+            bytes.is_ok_and(right)
+        });
+        history.map(|h| h.revision.digest.clone()).chain(candidates.keys().cloned()).collect()
+    }
+
+    async fn keep(&self, spec: &PolicyPackageSpec, digest: &str, key: Option<String>) -> Result<(), ReconcileError> {
+        keep_bytes(self.ctx, &self.tenant.name, spec, digest, key, Some(owner(self.rollout)), 1).await
+    }
+
+    /// Makes the ControllerRevision of what is in force anew where somebody deleted it, or where its owner is a rollout that is gone
+    /// (the garbage collector is about to take it).
+    async fn heal(&self, status: &TenantRolloutStatus) -> Result<(), ReconcileError> {
+        let Some(stable) = &status.stable else { return Ok(()) };
+        let name = stable.controller_revision.clone().unwrap_or_else(|| revision_name(&stable.digest));
+        let there = self.ctx.objects.revisions.get(&ObjectRef::new(&name).within(&self.tenant.name));
+        let uid = self.rollout.uid().unwrap_or_default();
+        if there.is_some_and(|r| r.owner_references().iter().any(|o| o.uid == uid)) {
+            return Ok(());
+        }
+        let Ok(bytes) = find_bytes(&self.ctx.objects, &self.tenant.name, stable, &self.tenant.signers) else { return Ok(()) };
+        if check(&bytes, stable, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok() {
+            self.keep(&bytes.spec, &stable.digest, bytes.public_key).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes bytes that no revision in the history refers to. Only what this rollout owns.
+    async fn prune(&self, status: &TenantRolloutStatus) -> Result<(), ReconcileError> {
+        let entries = status.history.iter().map(|h| &h.revision).chain(&status.stable);
+        let wanted: BTreeSet<String> = entries.map(|r| revision_name(&r.digest)).collect();
+        let uid = self.rollout.uid().unwrap_or_default();
+        let api = self.ctx.api::<ControllerRevision>(&self.tenant.name);
+        let all = self.ctx.objects.revisions.state_filter(|r| {
+            r.namespace().as_deref() == Some(&self.tenant.name)
+                && !wanted.contains(&r.name_any())
+                && r.owner_references().iter().any(|o| o.uid == uid)
+        });
+        for old in all {
+            let preconditions = Preconditions { uid: old.uid(), resource_version: old.resource_version() };
+            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            match call("controllerrevisions", api.delete(&old.name_any(), &params)).await {
+                Ok(_) => tracing::info!(tenant = %self.tenant.name, name = %old.name_any(), "package bytes beyond the history limit deleted"),
+                Err(error) if error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn owner(rollout: &TenantRollout) -> OwnerReference {
+    OwnerReference {
+        api_version: format!("{GROUP}/{VERSION}"),
+        kind: TenantRollout::kind(&()).into_owned(),
+        name: rollout.name_any(),
+        uid: rollout.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }
+}
+
+/// Keeps a package's bytes as a ControllerRevision. One of the same name with other bytes (the same content, signed anew) is replaced.
+pub async fn keep_bytes(
+    ctx: &Context,
+    namespace: &str,
+    spec: &PolicyPackageSpec,
+    digest: &str,
+    public_key: Option<String>,
+    owner: Option<OwnerReference>,
+    revision: i64,
+) -> Result<(), ReconcileError> {
+    let name = revision_name(digest);
+    let bytes = PackageBytes { spec: spec.clone(), public_key };
+    let data = serde_json::to_value(&bytes).map_err(|e| ReconcileError::Json("ControllerRevision.data", e))?;
+    let api = ctx.api::<ControllerRevision>(namespace);
+    let known = ctx.objects.revisions.get(&ObjectRef::new(&name).within(namespace));
+    let (same_data, same_owner) = known.as_ref().map_or((false, false), |k| {
+        let owned = owner.as_ref().is_none_or(|o| k.owner_references().iter().any(|r| r.uid == o.uid));
+        (k.data.as_ref().is_some_and(|d| d.0 == data), owned)
+    });
+    if same_data && same_owner {
+        return Ok(());
+    }
+    let body = json!({
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": {
+            "name": name,
+            "labels": {BYTES_LABEL: "true", "app.kubernetes.io/managed-by": MANAGER},
+            "ownerReferences": owner.into_iter().collect::<Vec<_>>(),
+        },
+        "data": data,
+        "revision": revision,
+    });
+    let params = PatchParams::apply(MANAGER).force();
+    let apply = || call("controllerrevisions", api.patch(&name, &params, &Patch::Apply(&body)));
+    match apply().await {
+        Ok(_) => Ok(()),
+        // `data` is immutable.
+        Err(error) if error.status().is_some_and(|s| s.is_invalid()) => {
+            tracing::info!(%namespace, %name, "package bytes are replaced: the same content with another signature");
+            match call("controllerrevisions", api.delete(&name, &DeleteParams::default())).await {
+                Err(error) if !error.status().is_some_and(|s| s.is_not_found()) => return Err(error.into()),
+                _ => {}
+            }
+            apply().await?;
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,40 @@
+//! Anchors as ConfigMaps of the operator's namespace: whoever can change the database can't change these.
+
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde_json::json;
+
+use crate::api::{Envelope, MANAGER};
+use crate::source::kubernetes::call;
+use crate::store::{AnchorSink, StoreError, StoreFuture};
+
+/// Keeps the newest anchor of each writer in ConfigMap `remit-anchor-<writer>`.
+pub struct ConfigMapSink {
+    api: Api<ConfigMap>,
+}
+
+impl ConfigMapSink {
+    /// In this namespace.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self { api: Api::namespaced(client, namespace) }
+    }
+}
+
+impl AnchorSink for ConfigMapSink {
+    fn publish<'a>(&'a self, writer: &'a str, anchor: &'a Envelope) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let text = serde_json::to_string(anchor).map_err(|e| StoreError::Corrupt { what: "anchor", why: e.to_string() })?;
+            let name = format!("remit-anchor-{}", writer.to_ascii_lowercase());
+            let body = json!({
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": MANAGER, "remit.dev/anchor": "true"}},
+                "data": {"anchor": text},
+            });
+            let params = PatchParams::apply(MANAGER).force();
+            let done = call("an anchor", self.api.patch(&name, &params, &Patch::Apply(body))).await;
+            done.map(drop).map_err(|e| StoreError::Closed(e.to_string()))
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! One question on its way through the server: session, gates, metrics, journal, answer.
+//!
+//! Must never let an allow leave before its record is committed: whatever goes wrong with the journal turns it into a deny.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use uuid::Uuid;
+
+use super::AppState;
+use super::caller::{Call, Refusal};
+use super::error::HttpError;
+use super::lanes::LIGHT;
+use super::wire::{Answer, weight};
+use crate::gate::{self, CheckInput, CheckRequest, Checked, Outcome, SessionState};
+use crate::lifecycle::session::Owner;
+use crate::store::{Committed, StoreError, StoreFuture};
+
+/// A decision that may still wait for its record.
+pub struct Pending {
+    answer: Answer,
+    outcome: Outcome,
+    status: u16,
+    took: Duration,
+    /// The commit that an allow waits for.
+    commit: Option<Result<StoreFuture<'static, Committed>, StoreError>>,
+}
+
+/// Runs the gates and queues the record.
+pub async fn check(
+    state: &AppState,
+    call: &Arc<Call>,
+    request: CheckRequest,
+    request_id: Option<&str>,
+) -> Result<Pending, HttpError> {
+    let session = session(state, call, &request);
+    let now = state.clock.now();
+    let id = Uuid::now_v7().to_string();
+    // An unknown tenant costs nothing: the gates end before they look at the arguments.
+    let heavy = weight(&request) > LIGHT && call.snapshot.tenants.contains_key(&call.tenant);
+    let started = state.clock.instant();
+    let checked = if heavy {
+        let (state2, call2, request_id) = (state.clone(), call.clone(), request_id.map(str::to_owned));
+        // The agent's own tenant waits, also when it asks about another one.
+        let lane = call.caller.agent.as_ref().map_or(call.tenant.as_str(), |(own, _)| own);
+        let work = move || run(&state2, &call2, &request, session, now, &id, request_id.as_deref());
+        state.lanes.run(lane, work).await?
+    } else {
+        run(state, call, &request, session, now, &id, request_id)
+    };
+    Ok(queue(state, call, checked?, state.clock.instant().saturating_duration_since(started)))
+}
+
+fn run(
+    state: &AppState,
+    call: &Call,
+    request: &CheckRequest,
+    session: SessionState,
+    now: jiff::Timestamp,
+    id: &str,
+    request_id: Option<&str>,
+) -> Result<Checked, HttpError> {
+    let input = input(state, call, &call.tenant, request, session, now, id, request_id);
+    // The gates don't panic; if they did, the caller must hear a refusal and not a cut connection.
+    catch_unwind(AssertUnwindSafe(|| (state.gate)(&input))).map_err(|_| {
+        tracing::error!(decision_id = id, tenant = call.tenant, "the gates panicked");
+        HttpError::internal()
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn input<'a>(
+    state: &'a AppState,
+    call: &'a Call,
+    tenant: &'a str,
+    request: &'a CheckRequest,
+    session: SessionState,
+    now: jiff::Timestamp,
+    id: &'a str,
+    request_id: Option<&'a str>,
+) -> CheckInput<'a> {
+    CheckInput {
+        snapshot: &call.snapshot,
+        tenant,
+        caller: &call.caller,
+        request,
+        session,
+        now,
+        id,
+        request_id,
+        redaction_key: &state.redaction_key,
+    }
+}
+
+fn session(state: &AppState, call: &Call, request: &CheckRequest) -> SessionState {
+    let Some(id) = request.session.as_deref() else { return SessionState::NotNamed };
+    let Some(tenant) = call.snapshot.tenants.get(&call.tenant) else { return SessionState::Unknown };
+    let agent = tenant.agents.get(&request.subject.id).filter(|_| request.subject.type_ == "agent");
+    let Some(agent) = agent else { return SessionState::Unknown };
+    let owner = Owner {
+        tenant: tenant.name.clone(),
+        tenant_uid: tenant.uid.clone(),
+        agent: agent.facts.name.clone(),
+        agent_uid: agent.facts.uid.clone(),
+    };
+    state.sessions.state(id, &owner, state.clock.now(), tenant.profile.session_timeout_seconds)
+}
+
+/// Keeps the record of a caller that may not ask.
+pub fn refuse(state: &AppState, call: &Call, refusal: &Refusal, request: &CheckRequest, request_id: Option<&str>) -> HttpError {
+    let id = Uuid::now_v7().to_string();
+    let now = state.clock.now();
+    let input = input(state, call, &refusal.kept_by, request, SessionState::NotNamed, now, &id, request_id);
+    let checked = gate::refused(&input, 403, refusal.code, refusal.reason.clone());
+    let pending = queue(state, call, checked, Duration::ZERO);
+    HttpError { decision_id: Some(pending.answer.context.decision_id), ..refusal.error() }
+}
+
+fn queue(state: &AppState, call: &Call, checked: Checked, took: Duration) -> Pending {
+    let Checked { decision, mut record } = checked;
+    record.latency_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let answer = Answer::new(&decision, &record, call.caller.kind);
+    let (outcome, status) = (decision.outcome, decision.status);
+    if outcome == Outcome::Allow {
+        tracing::debug!(target: "remit::decision", decision_id = record.id, tenant = record.tenant, agent = record.agent,
+            outcome = outcome.as_str(), code = decision.code, latency_micros = record.latency_micros, "decided");
+    } else {
+        tracing::info!(target: "remit::decision", decision_id = record.id, tenant = record.tenant, agent = record.agent,
+            outcome = outcome.as_str(), code = decision.code, latency_micros = record.latency_micros, "decided");
+    }
+    let queued = state.journal.append(record);
+    let commit = if outcome == Outcome::Allow {
+        Some(queued)
+    } else {
+        // Denies and stops don't wait: nothing happens because of them.
+        if let Err(error) = queued {
+            state.metrics.record_lost();
+            tracing::error!(%error, decision_id = answer.context.decision_id, "the record of a deny is lost");
+        }
+        None
+    };
+    Pending { answer, outcome, status, took, commit }
+}
+
+impl Pending {
+    /// Whether this is an allow, if its record can be committed.
+    pub fn allows(&self) -> bool {
+        self.outcome == Outcome::Allow
+    }
+
+    /// Waits for the record of an allow; then this is the answer. `Err` for a question that was itself wrong.
+    pub async fn answer(self, state: &AppState) -> Result<Answer, HttpError> {
+        let Self { answer, outcome, status, took, commit } = self;
+        if let Some(queued) = commit {
+            let waited = state.clock.instant();
+            if let Err(why) = committed(queued, state.settings.commit_timeout).await {
+                tracing::error!(decision_id = answer.context.decision_id, why, "an allow was withheld: its record is not committed");
+                state.metrics.decided("deny", "audit_unavailable", took);
+                let reason = "The record of this decision can't be kept now, so nothing is allowed.";
+                return Ok(Answer::denied("audit_unavailable", reason, answer.context.decision_id));
+            }
+            state.metrics.committed(since(state, waited));
+        }
+        state.metrics.decided(outcome.as_str(), answer.context.code, took);
+        if outcome != Outcome::Refused {
+            return Ok(answer);
+        }
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let context = answer.context;
+        let mut error = HttpError::new(status, context.code, context.reason);
+        error.decision_id = Some(context.decision_id);
+        // Gates name a wrong field at the start of their reason.
+        error.field = match error.message.split_once(": ") {
+            Some((field, _)) if status == StatusCode::BAD_REQUEST && !field.contains(' ') => Some(field.to_owned()),
+            _ => None,
+        };
+        error.retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+        Err(error)
+    }
+}
+
+fn since(state: &AppState, then: Instant) -> Duration {
+    state.clock.instant().saturating_duration_since(then)
+}
+
+async fn committed(
+    queued: Result<StoreFuture<'static, Committed>, StoreError>,
+    limit: Duration,
+) -> Result<Committed, String> {
+    match tokio::time::timeout(limit, queued.map_err(|e| e.to_string())?).await {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(_) => Err(format!("no commit within {} ms", limit.as_millis())),
+    }
+}

@@ -1,0 +1,37 @@
+//! `/livez`, `/readyz` and `/metrics`: plain HTTP on a port of their own.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::AppState;
+
+/// The routes of the metrics port.
+pub fn router(state: AppState) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(state)
+}
+
+/// Ready once the caches are synced. A stale snapshot is not unreadiness: the answer is then a 503 that says why, and
+/// taking every replica out of the Service would only hide it. The store's health is a metric.
+async fn ready(State(state): State<AppState>) -> (StatusCode, &'static str) {
+    match state.freshness.age(state.clock.instant()) {
+        Some(_) => (StatusCode::OK, "ok\n"),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "not synced\n"),
+    }
+}
+
+async fn metrics(State(state): State<AppState>) -> Response {
+    state.metrics.snapshot(state.freshness.age(state.clock.instant()), state.snapshot.load().generation);
+    match state.metrics.text() {
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

@@ -1,0 +1,195 @@
+//! The accept loop: TLS with a certificate that can change, limits on time and number, and a stop that lets requests finish.
+//!
+//! Must never fall back from TLS to plain text, and never lose a working certificate to a broken new one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tower::Service as _;
+
+use super::caller::Peer;
+use super::metrics::Metrics;
+
+/// A certificate or key that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Not PEM, or without what is needed.
+    #[error("{what}: {why}")]
+    Pem { what: &'static str, why: String },
+    /// Key and certificate don't belong together, or are of a kind that is not supported.
+    #[error("certificate: {0}")]
+    Certificate(#[from] rustls::Error),
+}
+
+/// The certificate that is served now.
+#[derive(Debug)]
+pub struct ServingCertificate(ArcSwap<CertifiedKey>);
+
+impl ServingCertificate {
+    /// From PEM: the chain, leaf first, and its key.
+    pub fn new(chain: &[u8], key: &[u8]) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self(ArcSwap::from_pointee(certified(chain, key)?))))
+    }
+
+    /// Serves another one from the next handshake on. On error the old one stays.
+    pub fn replace(&self, chain: &[u8], key: &[u8]) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(chain, key)?));
+        Ok(())
+    }
+
+    /// TLS 1.2 and 1.3, HTTP/1.1, no client certificates.
+    pub fn config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(self.clone());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn certified(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
+    let pem = |what| move |error: rustls::pki_types::pem::Error| TlsError::Pem { what, why: error.to_string() };
+    let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>().map_err(pem("certificate"))?;
+    if chain.is_empty() {
+        return Err(TlsError::Pem { what: "certificate", why: "there is none".into() });
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(pem("key"))?;
+    // Also checks that the key is the certificate's.
+    Ok(CertifiedKey::from_der(chain, key, &ring::default_provider())?)
+}
+
+/// Limits of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open connections.
+    pub connections: usize,
+    /// For a handshake.
+    pub handshake: Duration,
+    /// For the head of a request, and between two requests of a connection.
+    pub head: Duration,
+    /// For the requests under way at stop.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            handshake: Duration::from_secs(5),
+            head: Duration::from_secs(60),
+            drain: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Serves `router` until `stop`, then lets the requests under way finish and closes idle connections.
+/// Without `tls` in plain text: for metrics, and on loopback for benchmarks.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let tls = tls.map(TlsAcceptor::from);
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            // Err: whoever could stop us is gone.
+            _ = stop.wait_for(|stop| *stop) => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let Some((stream, peer, place)) = accepted else { continue };
+        let connection = Connection { router: router.clone(), peer, limits, metrics: metrics.clone(), _place: place };
+        let (tls, watcher) = (tls.clone(), graceful.watcher());
+        tokio::spawn(connection.run(stream, tls, watcher));
+    }
+    drop(listener);
+    if tokio::time::timeout(limits.drain, graceful.shutdown()).await.is_err() {
+        tracing::warn!(seconds = limits.drain.as_secs(), "requests were still under way at the end of the drain");
+    }
+}
+
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, address)) => Some((stream, Peer(address), place)),
+        Err(error) => {
+            // Out of file descriptors, mostly: it does not get better by trying at once.
+            tracing::warn!(%error, "a connection could not be accepted");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
+}
+
+struct Connection {
+    router: Router,
+    peer: Peer,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, tls: Option<TlsAcceptor>, watcher: Watcher) {
+        // Answers are small and waited for.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        self.metrics.connections.inc();
+        match tls {
+            None => self.http(stream, watcher).await,
+            Some(tls) => match tokio::time::timeout(self.limits.handshake, tls.accept(stream)).await {
+                Ok(Ok(stream)) => self.http(stream, watcher).await,
+                Ok(Err(_)) | Err(_) => {
+                    self.metrics.handshakes_failed.inc();
+                }
+            },
+        }
+        self.metrics.connections.dec();
+    }
+
+    async fn http(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
+        let (router, peer) = (self.router.clone(), self.peer);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            router.clone().call(request)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.head)
+            .max_buf_size(64 * 1024)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Objects to snapshot: a pure function. No client, no clock, no store.
+//!
+//! What did not change keeps its `Arc`, so that a swap costs what changed, not what is there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::api::{Agent, EffectiveProfile};
+use crate::gate::{AgentEntry, IdentityOwner, Snapshot, Tenant};
+use crate::policy::{AgentFacts, CompiledPackage};
+
+/// Everything of one tenant that decides.
+pub struct TenantInput<'a> {
+    /// Namespace.
+    pub name: &'a str,
+    /// Its UID.
+    pub uid: &'a str,
+    /// Its Agents that are not being deleted.
+    pub agents: &'a [&'a Agent],
+    /// What is in force and was loaded.
+    pub package: Option<Arc<CompiledPackage>>,
+    /// Its settings, over the platform's.
+    pub profile: EffectiveProfile,
+}
+
+/// Username of a ServiceAccount, as TokenReview says it.
+pub fn username(namespace: &str, service_account: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{service_account}")
+}
+
+/// One tenant. Gives back `previous` where nothing changed.
+pub fn tenant(input: TenantInput<'_>, previous: Option<&Arc<Tenant>>) -> Arc<Tenant> {
+    let agents: HashMap<String, Arc<AgentEntry>> = input
+        .agents
+        .iter()
+        .filter_map(|a| {
+            let name = a.metadata.name.clone()?;
+            let entry = entry(input.name, &name, a);
+            let kept = previous.and_then(|p| p.agents.get(&name)).filter(|old| ***old == entry);
+            Some((name, kept.cloned().unwrap_or_else(|| Arc::new(entry))))
+        })
+        .collect();
+    if let Some(old) = previous
+        && old.uid == input.uid
+        && old.profile == input.profile
+        && same_package(old.package.as_ref(), input.package.as_ref())
+        && old.agents == agents
+    {
+        return old.clone();
+    }
+    Arc::new(Tenant {
+        name: input.name.into(),
+        uid: input.uid.into(),
+        agents,
+        package: input.package,
+        profile: input.profile,
+    })
+}
+
+fn same_package(a: Option<&Arc<CompiledPackage>>, b: Option<&Arc<CompiledPackage>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+fn entry(tenant: &str, name: &str, agent: &Agent) -> AgentEntry {
+    let spec = &agent.spec;
+    let delegation = spec.delegation.clone().unwrap_or_default();
+    AgentEntry {
+        facts: AgentFacts {
+            tenant: tenant.into(),
+            name: name.into(),
+            uid: agent.metadata.uid.clone().unwrap_or_default(),
+            type_: spec.type_.clone().unwrap_or_default(),
+            teams: spec.teams.clone(),
+            trust: spec.trust_level,
+            suspended: spec.suspend,
+            attributes: spec.attributes.clone(),
+        },
+        session: spec.session,
+        delegation: delegation.mode,
+        fixed_delegator: delegation.fixed,
+    }
+}
+
+/// To whom the usernames of a tenant belong. One that several Agents claim belongs to none.
+pub fn identities(tenant: &str, agents: &[&Agent]) -> HashMap<String, IdentityOwner> {
+    let mut out: HashMap<String, IdentityOwner> = HashMap::new();
+    for agent in agents {
+        let Some(name) = &agent.metadata.name else { continue };
+        let owner = IdentityOwner::Agent { tenant: tenant.into(), name: name.clone() };
+        for identity in &agent.spec.identities {
+            out.entry(username(tenant, &identity.service_account))
+                .and_modify(|o| {
+                    // One Agent that names the same account twice claims it once.
+                    if *o != owner {
+                        *o = IdentityOwner::Conflict;
+                    }
+                })
+                .or_insert_with(|| owner.clone());
+        }
+    }
+    out
+}
+
+/// A tenant as it stands in the snapshot, with the usernames that lead to it.
+#[derive(Clone)]
+pub struct TenantState {
+    /// The tenant.
+    pub tenant: Arc<Tenant>,
+    /// Its usernames. A ServiceAccount belongs to its namespace, so two tenants can't claim the same.
+    pub identities: Arc<HashMap<String, IdentityOwner>>,
+}
+
+/// Puts the tenants together.
+pub fn assemble(
+    generation: u64,
+    platform: Option<Result<Vec<Arc<CompiledPackage>>, String>>,
+    tenants: &BTreeMap<String, TenantState>,
+) -> Snapshot {
+    let mut identities = HashMap::with_capacity(tenants.values().map(|t| t.identities.len()).sum());
+    for state in tenants.values() {
+        identities.extend(state.identities.iter().map(|(k, v)| (k.clone(), v.clone())));
+    }
+    Snapshot {
+        generation,
+        platform,
+        tenants: tenants.iter().map(|(name, state)| (name.clone(), state.tenant.clone())).collect(),
+        identities,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{AgentIdentity, AgentSpec};
+
+    fn agent(name: &str, accounts: &[&str], trust: i64) -> Agent {
+        let identities = accounts.iter().map(|a| AgentIdentity { service_account: (*a).into() }).collect();
+        let mut agent = Agent::new(name, AgentSpec { identities, trust_level: trust, ..AgentSpec::default() });
+        agent.metadata.uid = Some(format!("uid-{name}"));
+        agent
+    }
+
+    fn build(agents: &[&Agent], previous: Option<&Arc<Tenant>>) -> Arc<Tenant> {
+        let profile = EffectiveProfile::default();
+        tenant(TenantInput { name: "acme", uid: "u", agents, package: None, profile }, previous)
+    }
+
+    #[test]
+    fn identity_claimed_twice_belongs_to_nobody() {
+        let (a, b) = (agent("a", &["coder", "coder"], 1), agent("b", &["coder", "other"], 1));
+        let alone = identities("acme", &[&a]);
+        let owner = |name: &str| IdentityOwner::Agent { tenant: "acme".into(), name: name.into() };
+        assert_eq!(alone["system:serviceaccount:acme:coder"], owner("a"));
+        let both = identities("acme", &[&a, &b]);
+        assert_eq!(both["system:serviceaccount:acme:coder"], IdentityOwner::Conflict);
+        assert_eq!(both["system:serviceaccount:acme:other"], owner("b"));
+    }
+
+    #[test]
+    fn unchanged_tenants_and_agents_keep_their_arcs() {
+        let (a, b) = (agent("a", &["x"], 1), agent("b", &["y"], 2));
+        let first = build(&[&a, &b], None);
+        let again = build(&[&b, &a], Some(&first));
+        assert!(Arc::ptr_eq(&first, &again));
+        let raised = agent("b", &["y"], 3);
+        let changed = build(&[&a, &raised], Some(&first));
+        assert!(!Arc::ptr_eq(&first, &changed));
+        assert!(Arc::ptr_eq(&first.agents["a"], &changed.agents["a"]));
+        assert_eq!(changed.agents["b"].facts.trust, 3);
+        let gone = build(&[&a], Some(&first));
+        assert!(!gone.agents.contains_key("b"));
+    }
+
+    #[test]
+    fn recreated_namespace_or_agent_is_another_one() {
+        let a = agent("a", &["x"], 1);
+        let first = build(&[&a], None);
+        let profile = EffectiveProfile::default();
+        let next =
+            tenant(TenantInput { name: "acme", uid: "v", agents: &[&a], package: None, profile }, Some(&first));
+        assert_eq!(next.uid, "v");
+        let mut b = agent("a", &["x"], 1);
+        b.metadata.uid = Some("uid-new".into());
+        assert_eq!(build(&[&b], Some(&first)).agents["a"].facts.uid, "uid-new");
+    }
+}
