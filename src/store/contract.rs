@@ -161,7 +161,7 @@ pub async fn sessions_end_once<S: Store>(store: &S) {
     let seen = session("a", 1010);
     let ended = SessionRow { ended: Some((Timestamp::from_second(1020).unwrap(), "ended".into())), ..b.clone() };
     store.save_sessions(&[seen.clone(), ended]).await.unwrap();
-    assert_eq!(store.live_sessions().await.unwrap(), [seen.clone()]);
+    assert_eq!(store.live_sessions().await.unwrap(), std::slice::from_ref(&seen));
     // A write that comes late neither revives a session nor moves it back, nor gives it to another agent.
     store.save_sessions(&[SessionRow { agent: "thief".into(), ..a }, b]).await.unwrap();
     assert_eq!(store.live_sessions().await.unwrap(), [seen]);

@@ -16,12 +16,12 @@ mod sink;
 mod sqlite;
 mod statement;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
 pub use sink::{AnchorSink, FileSink};
-pub use sqlite::{JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
+pub use sqlite::{ChainReader, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
 use crate::api::Envelope;

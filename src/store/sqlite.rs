@@ -23,11 +23,13 @@ mod decisions;
 mod journal;
 mod ledger;
 mod queue;
+mod reader;
 #[cfg(test)]
 mod tests;
 
 pub use journal::JournalCounters;
 pub use queue::QueueLimits;
+pub use reader::ChainReader;
 
 use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
@@ -434,7 +436,7 @@ impl Store for SqliteStore {
     }
 
     fn audit_rows(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditRow>> {
-        Box::pin(decisions::audit_rows(&self.readers, after, limit))
+        Box::pin(async move { decisions::audit_rows(&mut *self.readers.acquire().await?, after, limit).await })
     }
 
     fn audit_writer(&self) -> String {
@@ -442,10 +444,10 @@ impl Store for SqliteStore {
     }
 
     fn audit_anchors(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(ledger::anchors(&self.readers))
+        Box::pin(async move { ledger::anchors(&mut *self.readers.acquire().await?).await })
     }
 
     fn audit_tombstones(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(ledger::tombstones(&self.readers))
+        Box::pin(async move { ledger::tombstones(&mut *self.readers.acquire().await?).await })
     }
 }
