@@ -79,30 +79,33 @@ enum Error {
 /// Runs the command.
 pub async fn run(args: AuditArgs) -> ExitCode {
     let Command::Verify(args) = args.command;
-    match verify(&args).await {
+    let printed = async {
+        let report = verify(&args).await?;
+        let mut out = io::stdout().lock();
+        match args.output {
+            Format::Json => json(&mut out, &report)?,
+            Format::Text => print(&mut out, &report, !args.anchor.is_empty())?,
+        }
+        out.flush()?;
+        Ok::<_, Error>(report.ok)
+    };
+    match printed.await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => failed(&error),
     }
 }
 
-async fn verify(args: &Verify) -> Result<bool, Error> {
+async fn verify(args: &Verify) -> Result<Report, Error> {
     let key = args.key.as_deref().map(read_key).transpose()?;
     let mut anchors = Vec::new();
     for path in &args.anchor {
         anchors.extend(read_anchors(path)?);
     }
-    let report = match &args.db {
-        Some(path) => offline(path, anchors, key.as_ref()).await?,
-        None => online(&Client::new(&args.server)?, &anchors, key.as_ref()).await?,
-    };
-    let mut out = io::stdout().lock();
-    match args.output {
-        Format::Json => json(&mut out, &report)?,
-        Format::Text => print(&mut out, &report, !args.anchor.is_empty())?,
+    match &args.db {
+        Some(path) => offline(path, anchors, key.as_ref()).await,
+        None => online(&Client::new(&args.server)?, &anchors, key.as_ref()).await,
     }
-    out.flush()?;
-    Ok(report.ok)
 }
 
 async fn offline(path: &Path, anchors: Vec<Envelope>, key: Option<&VerifyingKey>) -> Result<Report, Error> {
@@ -264,14 +267,18 @@ fn print(out: &mut impl Write, r: &Report, anchored_elsewhere: bool) -> io::Resu
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
+    use axum::Json;
     use ed25519_dalek::SigningKey;
     use ed25519_dalek::pkcs8::EncodePublicKey;
     use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+    use serde_json::json;
 
     use super::*;
+    use crate::cli::client::testing::Server;
     use crate::store::testing::record;
-    use crate::store::{AnchorSink, FileSink, Journal, SqliteOptions, SqliteStore};
+    use crate::store::{AnchorSink, FileSink, Journal, SqliteOptions, SqliteStore, Store};
 
     struct Written {
         dir: tempfile::TempDir,
@@ -308,16 +315,41 @@ mod tests {
         }
     }
 
+    /// The three routes, as the server has them, over HTTPS; it can forge a record.
+    async fn serve(written: &Written, forge: Arc<AtomicBool>) -> Server {
+        use axum::extract::RawQuery;
+        use axum::routing::get;
+        let [a, b, c] = [0; 3].map(|_| written.store.clone());
+        let records = get(move |RawQuery(query): RawQuery| async move {
+            let after = query.unwrap().split(['=', '&']).nth(1).unwrap().parse().unwrap();
+            let rows = a.audit_rows(after, 2).await.unwrap();
+            let lines: Vec<_> = rows.iter().map(|row| serde_json::to_string(row).unwrap() + "\n").collect();
+            let forged = forge.load(Ordering::Relaxed) && after == 2;
+            if forged { lines.concat().replacen("git/status", "git/push", 2) } else { lines.concat() }
+        });
+        let anchors = get(move || async move {
+            Json(json!({"writer": b.audit_writer(), "anchors": b.audit_anchors().await.unwrap()}))
+        });
+        let tombstones = get(move || async move {
+            Json(json!({"writer": c.audit_writer(), "tombstones": c.audit_tombstones().await.unwrap()}))
+        });
+        let router = axum::Router::new()
+            .route("/admin/audit/records", records)
+            .route("/admin/audit/anchors", anchors)
+            .route("/admin/audit/tombstones", tombstones);
+        Server::start(router).await
+    }
+
     #[tokio::test]
     async fn a_file_is_verified_while_it_is_written_and_at_rest() {
         let written = Written::records(5).await;
-        assert!(verify(&written.args(None)).await.unwrap(), "while the operator runs");
+        assert!(verify(&written.args(None)).await.unwrap().ok, "while the operator runs");
         written.store.close().await;
-        assert!(verify(&written.args(Some("anchor.json"))).await.unwrap());
+        assert!(verify(&written.args(Some("anchor.json"))).await.unwrap().ok);
         let copy = written.file("copy.db");
         std::fs::copy(written.file("remit.db"), &copy).unwrap();
         let args = Verify { db: Some(copy), ..written.args(Some("anchor.json")) };
-        assert!(verify(&args).await.unwrap());
+        assert!(verify(&args).await.unwrap().ok);
         assert!(!written.file("copy.db-wal").exists(), "nothing is written beside it");
     }
 
@@ -339,8 +371,24 @@ mod tests {
         store.append(record("acme", 4)).unwrap().await.unwrap();
         store.close().await;
         let old = |anchor| Verify { db: Some(written.file("old.db")), ..written.args(anchor) };
-        assert!(verify(&old(None)).await.unwrap());
-        assert!(!verify(&old(Some("anchor.json"))).await.unwrap(), "its end is missing");
+        assert!(verify(&old(None)).await.unwrap().ok);
+        assert!(!verify(&old(Some("anchor.json"))).await.unwrap().ok, "its end is missing");
+    }
+
+    #[tokio::test]
+    async fn a_running_remit_is_verified_from_afar() {
+        let written = Written::records(5).await;
+        written.store.retain("acme", record("acme", 3).time, 10).await.unwrap();
+        let forge = Arc::new(AtomicBool::new(false));
+        let server = serve(&written, forge.clone()).await;
+        let args = || Verify { db: None, server: server.args(), ..written.args(None) };
+        let report = verify(&args()).await.unwrap();
+        assert!(report.ok, "{:?}", report.findings);
+        assert_eq!((report.records, report.taken_away), (5, 2));
+        forge.store(true, Ordering::Relaxed);
+        let report = verify(&args()).await.unwrap();
+        assert_eq!(report.findings[0].seq, Some(3), "the server is not believed: {:?}", report.findings);
+        written.store.close().await;
     }
 
     #[tokio::test]

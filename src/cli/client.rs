@@ -250,8 +250,110 @@ pub fn encode(text: &str) -> String {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    //! An HTTPS server with a certificate of its own, for tests of commands.
+
+    use std::sync::Arc;
+
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::server::conn::auto::Builder;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::ServerArgs;
+
+    pub struct Server {
+        dir: tempfile::TempDir,
+        port: u16,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Server {
+        pub async fn start(router: axum::Router) -> Self {
+            let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("ca.crt"), certified.cert.pem()).unwrap();
+            std::fs::write(dir.path().join("token"), "t0ken\n").unwrap();
+            let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certified.cert.der().clone()], key)
+                .unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let task = tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    let (acceptor, router) = (acceptor.clone(), router.clone());
+                    tokio::spawn(async move {
+                        if let Ok(stream) = acceptor.accept(stream).await {
+                            let builder = Builder::new(TokioExecutor::new());
+                            let service = TowerToHyperService::new(router);
+                            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                        }
+                    });
+                }
+            });
+            Self { dir, port, task }
+        }
+
+        pub fn args(&self) -> ServerArgs {
+            ServerArgs {
+                url: Some(format!("https://127.0.0.1:{}", self.port)),
+                ca_file: Some(self.dir.path().join("ca.crt")),
+                token_file: Some(self.dir.path().join("token")),
+            }
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use axum::http::HeaderMap;
+    use axum::response::Redirect;
+    use axum::routing::get;
+    use serde_json::{Value, json};
+
+    use super::testing::Server;
     use super::*;
+
+    #[tokio::test]
+    async fn the_token_is_sent_and_redirects_are_not_followed() {
+        let router = axum::Router::new()
+            .route(
+                "/whoami",
+                get(|headers: HeaderMap, uri: Uri| async move {
+                    let token = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+                    axum::Json(json!({"token": token, "query": uri.query()}))
+                }),
+            )
+            .route("/away", get(|| async { Redirect::temporary("/whoami") }))
+            .route("/denied", get(|| async { (StatusCode::FORBIDDEN, r#"{"code":"x","message":"not you"}"#) }));
+        let server = Server::start(router).await;
+        let client = Client::new(&server.args()).unwrap();
+        let answer: Value = client.get("/whoami", &[("a", "b&c".into())]).await.unwrap();
+        assert_eq!(answer, json!({"token": "Bearer t0ken", "query": "a=b%26c"}));
+        let error = client.get::<Value>("/away", &[]).await.unwrap_err();
+        assert!(matches!(error, ClientError::Status { status: StatusCode::TEMPORARY_REDIRECT, .. }), "{error}");
+        let error = client.get::<Value>("/denied", &[]).await.unwrap_err().to_string();
+        assert!(error.contains("403") && error.ends_with("not you") && !error.contains("t0ken"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn another_ca_is_not_trusted() {
+        let (server, other) = (Server::start(axum::Router::new()).await, Server::start(axum::Router::new()).await);
+        let args = ServerArgs { ca_file: other.args().ca_file, ..server.args() };
+        let error = Client::new(&args).unwrap().get::<Value>("/", &[]).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Connection { why, .. } if why.contains("certificate")), "{error}");
+    }
 
     #[test]
     fn a_token_never_leaves_over_plain_http() {

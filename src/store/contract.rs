@@ -97,6 +97,9 @@ pub async fn decisions_are_filtered_and_paged<S: Journal + Store>(store: &S) {
         "since is in, until is not"
     );
 
+    assert_eq!(list(store, DecisionFilter { tenant_uid: text("uid-acme"), ..filter() }).await.len(), 20);
+    assert_eq!(list(store, DecisionFilter { tenant_uid: text("re-created"), ..filter() }).await, [0; 0]);
+
     let mut pages = Vec::new();
     let mut next = None;
     loop {

@@ -76,6 +76,9 @@ pub trait Journal: Send + Sync {
 /// Which decisions to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct DecisionFilter {
+    /// UID of the namespace: a re-created one does not see its predecessor's. The server sets it, callers can't.
+    #[serde(skip)]
+    pub tenant_uid: Option<String>,
     /// Agent by name.
     pub agent: Option<String>,
     /// Delegator by name.

@@ -47,6 +47,10 @@ pub(super) async fn list(
             query.push(" AND ").push(column).push(" = ").push_bind(value.clone());
         }
     }
+    if let Some(uid) = &filter.tenant_uid {
+        // No column of its own: it is another one only for what a deleted namespace left.
+        query.push(" AND json_extract(body, '$.tenant_uid') = ").push_bind(uid.clone());
+    }
     if let Some(name) = &filter.delegator {
         query.push(" AND delegator IN (").push_bind(name.clone());
         query.push(", ").push_bind(format!("user:{name}"));
