@@ -16,12 +16,12 @@ mod sink;
 mod sqlite;
 mod statement;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
 pub use sink::{AnchorSink, FileSink};
-pub use sqlite::{JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
+pub use sqlite::{ChainReader, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
 use crate::api::Envelope;
@@ -76,6 +76,9 @@ pub trait Journal: Send + Sync {
 /// Which decisions to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct DecisionFilter {
+    /// UID of the namespace: a re-created one does not see its predecessor's. The server sets it, callers can't.
+    #[serde(skip)]
+    pub tenant_uid: Option<String>,
     /// Agent by name.
     pub agent: Option<String>,
     /// Delegator by name.
