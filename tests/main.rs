@@ -1,2 +1,6 @@
 //! Every integration test, in one binary. `support` starts a real control plane and the operator.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod chart;
+mod control_plane;
+mod support;
