@@ -3,3 +3,6 @@
 
 mod api;
 mod packages;
+mod chart;
+mod control_plane;
+mod support;
