@@ -3,4 +3,7 @@
 
 mod admission;
 mod api;
+mod chart;
+mod control_plane;
 mod packages;
+mod support;
