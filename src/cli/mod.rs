@@ -2,12 +2,16 @@
 //!
 //! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
+mod audit;
+pub mod client;
+mod decisions;
 mod generate;
 mod init;
 mod keygen;
 pub mod operator;
 mod output;
 mod package;
+mod terminal;
 mod test;
 
 use std::process::ExitCode;
@@ -30,6 +34,8 @@ enum Command {
     Package(package::Package),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
+    Audit(audit::AuditArgs),
+    Decisions(decisions::DecisionsArgs),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -42,6 +48,16 @@ pub fn main() -> ExitCode {
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
+        Command::Audit(args) => block_on(audit::run(args)),
+        Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Generate(args) => generate::run(&args),
+    }
+}
+
+/// Runs a command that talks to somebody; one thread is enough for it.
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => terminal::failed(&error),
     }
 }
