@@ -1,4 +1,4 @@
-//! Remit says what each AI agent may do, for whom, right now. See DESIGN in docs/ for the words.
+//! Remit says what each AI agent may do, for whom, right now. docs/concepts.md has the words.
 #![forbid(unsafe_code)]
 
 pub mod api;

@@ -3,57 +3,47 @@
 //! Each test has a namespace of its own. `author` is a user with every ordinary verb on Remit's kinds and their status, and without Remit's
 //! own verbs; `kubectl` runs as the cluster's administrator unless it says `--as`.
 
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use serde_json::{Value, json};
 
-/// kubectl and the cluster that it talks to.
+use crate::support::{self, ControlPlane, PLATFORM};
+
+/// kubectl on the shared cluster.
 struct Kube {
-    kubectl: PathBuf,
-    kubeconfig: PathBuf,
+    plane: &'static ControlPlane,
 }
 
-/// What kubectl said, standard output before standard error.
+/// What kubectl said.
 struct Said {
     ok: bool,
-    text: String,
+    out: String,
+    err: String,
 }
 
 impl Kube {
     fn shared() -> Self {
-        Self { kubectl: "kubectl".into(), kubeconfig: std::env::var_os("KUBECONFIG").unwrap().into() }
+        Self { plane: &support::cluster().plane }
     }
 
     fn run(&self, args: &[&str], stdin: &str) -> Said {
-        let mut child = Command::new(&self.kubectl)
-            .args(args)
-            .env("KUBECONFIG", &self.kubeconfig)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        let out = child.wait_with_output().unwrap();
-        let text = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
-        Said { ok: out.status.success(), text }
+        match self.plane.kubectl_heard(args, stdin) {
+            Ok((out, err)) => Said { ok: true, out, err },
+            Err(err) => Said { ok: false, out: String::new(), err },
+        }
     }
 
+    /// Accepted; what it printed, without warnings.
     fn must(&self, args: &[&str], stdin: &str) -> String {
         let said = self.run(args, stdin);
-        assert!(said.ok, "kubectl {args:?} failed: {}\n{stdin}", said.text);
-        said.text
+        assert!(said.ok, "kubectl {args:?} failed: {}\n{stdin}", said.err);
+        said.out
     }
 
     /// Refused, and the message contains all of `reasons`.
     fn refused(&self, args: &[&str], stdin: &str, reasons: &[&str]) {
         let said = self.run(args, stdin);
-        assert!(!said.ok, "kubectl {args:?} was not refused: {}\n{stdin}", said.text);
+        assert!(!said.ok, "kubectl {args:?} was not refused: {}{}\n{stdin}", said.out, said.err);
         for reason in reasons {
-            assert!(said.text.contains(reason), "kubectl {args:?} should say {reason:?}: {}\n{stdin}", said.text);
+            assert!(said.err.contains(reason), "kubectl {args:?} should say {reason:?}: {}\n{stdin}", said.err);
         }
     }
 }
@@ -66,9 +56,8 @@ struct Space<'a> {
 
 impl<'a> Space<'a> {
     fn new(kube: &'a Kube, purpose: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("api-{purpose}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let verbs = json!(["get", "list", "watch", "create", "update", "patch", "delete"]);
+        let name = format!("api-{purpose}-{}", support::unique());
+        let verbs = json!(["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"]);
         let role = |kind: &str, name: &str, rules: Value| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "rules": rules});
         let kinds = ["agents", "policypackages", "tenantrollouts", "tenantprofiles"];
         let resources: Vec<_> = kinds.iter().flat_map(|k| [(*k).to_owned(), format!("{k}/status")]).collect();
@@ -274,7 +263,7 @@ fn signer_key_is_fixed_and_revocation_is_final() {
     const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
     const OTHER: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=\n-----END PUBLIC KEY-----\n";
     let kube = Kube::shared();
-    let name = format!("api-signer-{}", std::process::id());
+    let name = format!("api-signer-{}", support::unique());
     let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z");
     // Covers a namespace that does not exist: on a shared cluster nobody else is to need a signature.
     let tenants = json!([format!("{name}-nobody")]);
@@ -311,11 +300,11 @@ fn signer_key_is_fixed_and_revocation_is_final() {
     };
     let refused = |spec: Value, reason: &str| {
         let said = patch(json!({"spec": spec}));
-        assert!(!said.ok && said.text.contains(reason), "{spec} should be refused with {reason:?}: {}", said.text);
+        assert!(!said.ok && said.err.contains(reason), "{spec} should be refused with {reason:?}: {}", said.err);
     };
     let taken = |spec: Value| {
         let said = patch(json!({"spec": spec}));
-        assert!(said.ok, "{spec}: {}", said.text);
+        assert!(said.ok, "{spec}: {}", said.err);
     };
     refused(json!({"publicKey": OTHER}), "publicKey cannot be changed");
     refused(json!({"publicKey": null}), "spec.publicKey");
@@ -391,7 +380,7 @@ fn explain_and_columns_read_well() {
     }
 
     let space = Space::new(&kube, "columns");
-    let signer = format!("api-columns-{}", std::process::id());
+    let signer = format!("api-columns-{}", support::unique());
     space.must(&["create", "-f", "-"], &agent("me", &json!({"type": "coder", "trustLevel": 2})));
     space.must(&["create", "-f", "-"], &object("PolicyPackage", "demo", &package_spec("1.0.0")));
     space.must(&["create", "-f", "-"], &object("TenantProfile", "default", &json!({})));
@@ -483,7 +472,7 @@ fn forged_status_without_verb() {
 fn forged_package_bytes_are_refused() {
     let kube = Kube::shared();
     let space = Space::new(&kube, "bytes");
-    let remit = format!("system:serviceaccount:{}:remit", "remit-system");
+    let remit = format!("system:serviceaccount:{PLATFORM}:remit");
     let revision = |name: &str, label: Option<&str>| {
         let labels = label.map_or(json!({}), |v| json!({"remit.dev/package-bytes": v}));
         json!({
@@ -492,8 +481,15 @@ fn forged_package_bytes_are_refused() {
         })
         .to_string()
     };
-    let said = ["remit-package-bytes", "only Remit writes it"];
+    let said = ["remit-package-bytes", "only Remit writes them"];
     space.refused(&["create", "--as", "author", "-f", "-"], &revision("forged", Some("true")), &said);
+    space.refused(
+        &["create", "--as", "author", "-f", "-"],
+        &revision(&format!("remit-{}", "0".repeat(20)), None),
+        &said,
+    );
+    // As the controller of a StatefulSet named remit makes them.
+    space.must(&["create", "--as", "author", "-f", "-"], &revision("remit-7f8d9c6b54", None));
     space.must(&["create", "--as", "author", "-f", "-"], &revision("own", None));
     space.refused(&["label", "controllerrevision", "own", "remit.dev/package-bytes=true", "--as", "author"], "", &said);
     space.must(&["label", "controllerrevision", "own", "other=true", "--as", "author"], "");
@@ -506,6 +502,8 @@ fn forged_package_bytes_are_refused() {
     space.refused(&["annotate", "controllerrevision", "kept", "a=b", "--as", "author"], "", &said);
     space.refused(&["delete", "controllerrevision", "kept", "--as", "author"], "", &said);
     space.refused(&["delete", "controllerrevisions", "--all", "--as", "author"], "", &said);
+    let collection = format!("/apis/apps/v1/namespaces/{}/controllerrevisions", space.name);
+    kube.refused(&["delete", "--raw", &collection, "--as", "author"], "", &said);
     assert!(space.must(&["get", "controllerrevisions", "-o", "name"], "").contains("kept"));
     // A namespace with kept bytes can still be deleted: whoever empties it, it ends.
     kube.must(&["delete", "namespace", &space.name, "--timeout=60s"], "");

@@ -1,4 +1,9 @@
 //! Every integration test, in one binary. `support` starts a real control plane and the operator.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod admission;
 mod api;
+mod chart;
+mod control_plane;
+mod packages;
+mod support;

@@ -29,8 +29,8 @@ type startOptions struct {
 // portTries bounds how often a start is tried again when another process took a port between its choice and its use.
 const portTries = 5
 
-// owned is what start writes in DIR and stop removes from it. Nothing else in the folder is touched.
-var owned = []string{"state.json", "kubeconfig", "certs", "etcd", "logs", "apiserver"}
+// owned is what start writes in DIR, and "attached", which is for whoever starts it: stop removes it. Nothing else is touched.
+var owned = []string{"state.json", "kubeconfig", "certs", "etcd", "logs", "apiserver", "attached"}
 
 // component is a running part of the control plane.
 type component struct {

@@ -2,6 +2,8 @@
 //!
 //! Nothing here does I/O or decides anything; every other room may use these types.
 
+#![allow(clippy::duplicated_attributes, reason = "kube's printer columns repeat type_ and json_path by design")]
+
 mod agent;
 mod conditions;
 mod crd;

@@ -56,7 +56,7 @@ pub struct PolicyPackageSpec {
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub package: String,
     /// Semantic version, without `+build`. A tenant never goes below the highest that was in force, except by rollback.
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 128))]
     pub version: String,
     /// Tools that the policies speak of. A tool that is not listed is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

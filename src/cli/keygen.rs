@@ -85,7 +85,12 @@ fn keygen(args: &Keygen) -> Result<u8, CommandError> {
     match signer {
         // stdout is for `kubectl apply -f -`.
         Some(signer) => {
-            eprintln!("{} (keep it secret), {}: {}", private_file.display(), public_file.display(), public.fingerprint());
+            eprintln!(
+                "{} (keep it secret), {}: {}",
+                private_file.display(),
+                public_file.display(),
+                public.fingerprint()
+            );
             print(&objects_text(&[signer], ObjectFormat::Yaml)?);
         }
         None => print(&format!(

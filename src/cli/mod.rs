@@ -2,14 +2,17 @@
 //!
 //! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
+mod audit;
+pub mod client;
+mod decisions;
+mod generate;
 mod init;
 mod keygen;
 pub mod operator;
 mod output;
 mod package;
+mod terminal;
 mod test;
-
-mod generate;
 
 use std::process::ExitCode;
 
@@ -25,24 +28,36 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    #[command(hide = true)]
-    Generate(generate::Generate),
     Init(init::Init),
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
+    Audit(audit::AuditArgs),
+    Decisions(decisions::DecisionsArgs),
+    #[command(hide = true)]
+    Generate(generate::Generate),
 }
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Generate(args) => generate::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
+        Command::Audit(args) => block_on(audit::run(args)),
+        Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Generate(args) => generate::run(&args),
+    }
+}
+
+/// Runs a command that talks to somebody; one thread is enough for it.
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => terminal::failed(&error),
     }
 }

@@ -107,7 +107,8 @@ pub fn print(text: &str) {
 
 /// One JSON document on stdout.
 pub fn print_json<T: Serialize>(value: &T) -> Result<(), CommandError> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| CommandError::Usage(format!("can't write JSON: {e}")))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|e| CommandError::Usage(format!("can't write JSON: {e}")))?;
     print(&format!("{text}\n"));
     Ok(())
 }

@@ -48,7 +48,9 @@ fn test(args: &Test) -> Result<u8, CommandError> {
         Ok(Packages::Folder(spec)) => vec![*spec],
         Ok(Packages::Objects(objects)) => objects.into_iter().map(|o| o.spec).collect(),
         Err(SourceError::Refused(refusal)) if args.output == Format::Json => {
-            print_json(&serde_json::json!({"passed": false, "packages": [], "refusals": [RefusalJson::from(&refusal)]}))?;
+            print_json(
+                &serde_json::json!({"passed": false, "packages": [], "refusals": [RefusalJson::from(&refusal)]}),
+            )?;
             return Ok(FAIL);
         }
         Err(error) => return Err(error.into()),

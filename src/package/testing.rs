@@ -91,6 +91,17 @@ impl TestReport {
         self.unreadable.is_empty() && self.results.iter().all(|r| r.passed)
     }
 
+    /// The first thing that keeps the package from coming into force, for a condition's one line.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let mut refusals = self.refusals().into_iter();
+        let mut first = refusals.next()?;
+        match refusals.len() {
+            0 => {}
+            more => first.message += &format!(" (and {more} more)"),
+        }
+        Some(first)
+    }
+
     /// Everything that keeps the package from coming into force.
     pub fn refusals(&self) -> Vec<Refusal> {
         let failed = self.results.iter().filter(|r| !r.passed);
@@ -122,7 +133,14 @@ impl std::fmt::Display for Expected {
 
 impl std::fmt::Display for Got {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({}): {:?}; determining policies: {}", self.decision.as_str(), self.code, self.reason, list(&self.policies))?;
+        write!(
+            f,
+            "{} ({}): {:?}; determining policies: {}",
+            self.decision.as_str(),
+            self.code,
+            self.reason,
+            list(&self.policies)
+        )?;
         for error in &self.errors {
             write!(f, "; {}", error.replace('\n', " "))?;
         }
@@ -314,3 +332,7 @@ impl From<Decision> for Got {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "testing_tests.rs"]
+mod unit;

@@ -26,8 +26,8 @@ pub use base::base_platform;
 pub use compiled::CompiledPackage;
 pub use digest::{canonical, digest, object_name, sha256_text, short};
 pub use dsse::{
-    ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier, Statement,
-    peek_statement, sign,
+    ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier,
+    Statement, peek_statement, sign,
 };
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};

@@ -114,11 +114,7 @@ pub(crate) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) ->
 
 /// Goes on after a refusal wherever the next question still has an answer, so that admission, which only warns of an unknown
 /// signer, sees the tampered digest behind it. Nothing here parses Cedar.
-pub(crate) fn examine(
-    spec: &PolicyPackageSpec,
-    ctx: &VerifyContext<'_>,
-    found: &mut Vec<Refusal>,
-) -> Option<Verified> {
+pub(crate) fn examine(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>, found: &mut Vec<Refusal>) -> Option<Verified> {
     let digest = keep(check_shape(spec), found)?;
     let Some(envelope) = &spec.signature else {
         if ctx.signature_needed {

@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::body::{Body, Bytes};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use kube::core::DynamicObject;
 use kube::core::admission::{
     AdmissionRequest, AdmissionResponse, AdmissionReview, META_API_VERSION_V1, META_KIND, Operation,
@@ -213,7 +214,7 @@ fn cut(warning: &str) -> String {
 /// The webhook over what the operator knows.
 pub fn router(context: Arc<dyn AdmissionContext>) -> Router {
     let state = Arc::new(Webhook { context, lanes: Lanes::default() });
-    Router::new().route("/validate", post(validate)).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(state)
+    Router::new().route("/validate", post(validate)).with_state(state)
 }
 
 struct Webhook {
@@ -221,7 +222,11 @@ struct Webhook {
     lanes: Lanes,
 }
 
-async fn validate(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
+async fn validate(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {
+    let body = match bytes(body).await {
+        Ok(body) => body,
+        Err(refused) => return refused.into_response(),
+    };
     let request = match read(&body) {
         Ok(request) => request,
         Err(message) => return (StatusCode::BAD_REQUEST, message).into_response(),
@@ -246,6 +251,18 @@ async fn validate(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response 
         }
     };
     Json(response.into_review()).into_response()
+}
+
+/// The whole body, within its limits of size and time: anybody who reaches the port may send one.
+async fn bytes(body: Body) -> Result<Bytes, (StatusCode, String)> {
+    match tokio::time::timeout(TIME, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err((StatusCode::PAYLOAD_TOO_LARGE, format!("the review is larger than {MAX_BODY} bytes")))
+        }
+        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the review ended before its end".into())),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the review did not arrive in time".into())),
+    }
 }
 
 fn read(body: &[u8]) -> Result<AdmissionRequest<DynamicObject>, String> {

@@ -308,3 +308,191 @@ impl Authenticator for ReviewedTokens {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use k8s_openapi::api::authentication::v1::UserInfo;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::server::testing::FakeClock;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn jwt(claims: &Value, signature: &str) -> String {
+        let part = |v: &Value| URL_SAFE_NO_PAD.encode(v.to_string());
+        format!("{}.{}.{signature}", part(&json!({"alg": "RS256", "kid": "k"})), part(claims))
+    }
+
+    fn token(signature: &str) -> String {
+        jwt(&json!({"iss": "https://kubernetes", "aud": ["remit"], "exp": 1_800_003_600}), signature)
+    }
+
+    fn status(audiences: Option<&[&str]>) -> TokenReviewStatus {
+        TokenReviewStatus {
+            authenticated: Some(true),
+            audiences: audiences.map(|all| all.iter().map(|a| (*a).to_owned()).collect()),
+            user: Some(UserInfo { username: Some("system:serviceaccount:acme:coder".into()), ..UserInfo::default() }),
+            error: None,
+        }
+    }
+
+    /// Knows one good signature; counts what it is asked.
+    #[derive(Default)]
+    struct ApiServer {
+        asked: AtomicUsize,
+        away: AtomicBool,
+        seen: Mutex<Vec<String>>,
+    }
+
+    impl TokenReviewer for ApiServer {
+        fn review<'a>(&'a self, token: &'a str, audience: &'a str) -> BoxFuture<'a, Result<TokenReviewStatus, NoVerdict>> {
+            Box::pin(async move {
+                if self.away.load(Ordering::SeqCst) {
+                    return Err(NoVerdict::Away("connection refused".into()));
+                }
+                self.asked.fetch_add(1, Ordering::SeqCst);
+                self.seen.lock().unwrap().push(audience.to_owned());
+                tokio::task::yield_now().await;
+                let good = token.ends_with(".good");
+                Ok(if good { status(Some(&[audience])) } else { TokenReviewStatus { authenticated: Some(false), ..TokenReviewStatus::default() } })
+            })
+        }
+    }
+
+    fn world() -> (Arc<ApiServer>, Arc<FakeClock>, ReviewedTokens) {
+        let (api, clock) = (Arc::new(ApiServer::default()), Arc::new(FakeClock::default()));
+        let issuer = Some("https://kubernetes".to_owned());
+        let tokens = ReviewedTokens::new(api.clone(), issuer, clock.clone(), Arc::new(Metrics::default()));
+        (api, clock, tokens)
+    }
+
+    #[test]
+    fn empty_status_audiences() {
+        for audiences in [None, Some(&[][..])] {
+            let refused = accept(&status(audiences), Audience::Checks);
+            assert_eq!(refused, Err(AuthnError::Audience("remit")), "the API server did not look at the audience");
+        }
+        assert_eq!(accept(&status(Some(&["remit"])), Audience::Checks).unwrap().namespace(), Some("acme"));
+    }
+
+    #[test]
+    fn foreign_audience_token() {
+        let foreign = &["https://kubernetes.default.svc", "remit-admin", "remit2"];
+        assert_eq!(accept(&status(Some(foreign)), Audience::Checks), Err(AuthnError::Audience("remit")));
+        assert_eq!(accept(&status(Some(&["remit"])), Audience::Admin), Err(AuthnError::Audience("remit-admin")));
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let foreign = jwt(&json!({"aud": ["vault"], "exp": 1_800_003_600}), "good");
+        assert_eq!(prefilter(&foreign, Audience::Checks, None, now), Err(AuthnError::Audience("remit")), "not even asked");
+    }
+
+    #[test]
+    fn a_status_that_says_no_or_names_nobody_is_refused() {
+        let no = TokenReviewStatus { authenticated: Some(false), ..status(Some(&["remit"])) };
+        let silent = TokenReviewStatus { authenticated: None, ..status(Some(&["remit"])) };
+        let error = TokenReviewStatus { error: Some("expired".into()), ..status(Some(&["remit"])) };
+        let nobody = TokenReviewStatus { user: Some(UserInfo::default()), ..status(Some(&["remit"])) };
+        for bad in [no, silent, error, nobody] {
+            assert_eq!(accept(&bad, Audience::Checks), Err(AuthnError::Rejected));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_token_is_told_at_once() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let look = |token: &str| prefilter(token, Audience::Checks, Some("https://kubernetes"), now);
+        assert!(look(&token("sig")).is_ok());
+        let claims = json!({"iss": "https://kubernetes", "aud": "remit", "exp": 1_800_003_600.0});
+        assert!(look(&jwt(&claims, "sig")).is_ok(), "one audience as text");
+        for bad in ["", "a", "a.b", "a.b.c", "a.b.c.d", &"x".repeat(20_000), &jwt(&claims, "")] {
+            assert!(matches!(look(bad), Err(AuthnError::Malformed(_))), "{bad:.20}");
+        }
+        let none = format!("{}.{}.sig", URL_SAFE_NO_PAD.encode(r#"{"alg":"nOnE"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()));
+        assert!(matches!(look(&none), Err(AuthnError::Malformed(_))));
+        let with = |key: &str, value: Value| {
+            let mut claims = claims.clone();
+            claims[key] = value;
+            jwt(&claims, "sig")
+        };
+        assert_eq!(look(&with("exp", json!(1_800_000_000))), Err(AuthnError::Expired));
+        assert!(matches!(look(&with("exp", Value::Null)), Err(AuthnError::Malformed(_))));
+        assert_eq!(look(&with("iss", json!("https://other"))), Err(AuthnError::Issuer));
+        assert_eq!(look(&with("aud", Value::Null)), Err(AuthnError::Audience("remit")));
+    }
+
+    #[tokio::test]
+    async fn garbage_token_flood() {
+        let (api, clock, tokens) = world();
+        let good = token("good");
+        tokens.authenticate(&good, Audience::Checks, HERE).await.unwrap();
+        // Garbage that is no token: never asked about.
+        for n in 0..1000 {
+            assert!(tokens.authenticate(&format!("garbage{n}"), Audience::Checks, HERE).await.is_err());
+        }
+        assert_eq!(api.asked.load(Ordering::SeqCst), 1);
+        // Well-formed tokens, each with another signature, from one address.
+        let mut throttled = 0;
+        for n in 0..1000 {
+            let answer = tokens.authenticate(&token(&format!("bad{n}")), Audience::Checks, HERE).await;
+            throttled += usize::from(answer == Err(AuthnError::Throttled));
+        }
+        assert_eq!(api.asked.load(Ordering::SeqCst), 21, "twenty reviews, then the address is throttled");
+        assert_eq!(throttled, 980);
+        // The same bad token again and again: asked once in ten seconds.
+        let other = "198.51.100.7".parse().unwrap();
+        for _ in 0..100 {
+            assert_eq!(tokens.authenticate(&token("bad"), Audience::Checks, other).await, Err(AuthnError::Rejected));
+        }
+        assert_eq!(api.asked.load(Ordering::SeqCst), 22);
+        // Who was good stays good at the flooded address, also when the verdict has to be renewed; others are not touched.
+        clock.forward(Duration::from_secs(11));
+        for n in 0..100 {
+            let _ = tokens.authenticate(&token(&format!("more{n}")), Audience::Checks, HERE).await;
+        }
+        assert!(tokens.authenticate(&good, Audience::Checks, HERE).await.is_ok());
+        assert!(tokens.authenticate(good.as_str(), Audience::Checks, other).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_verdict_is_asked_for_once_by_many_and_per_audience() {
+        let (api, clock, tokens) = world();
+        let good = token("good");
+        let many = futures::future::join_all((0..50).map(|_| tokens.authenticate(&good, Audience::Checks, HERE))).await;
+        assert!(many.iter().all(Result::is_ok));
+        assert_eq!(api.asked.load(Ordering::SeqCst), 1);
+        assert_eq!(tokens.authenticate(&good, Audience::Admin, HERE).await, Err(AuthnError::Audience("remit-admin")));
+        clock.forward(Duration::from_secs(10));
+        tokens.authenticate(&good, Audience::Checks, HERE).await.unwrap();
+        assert_eq!(api.asked.load(Ordering::SeqCst), 2);
+        assert_eq!(*api.seen.lock().unwrap(), ["remit", "remit"]);
+    }
+
+    #[tokio::test]
+    async fn while_the_api_server_is_away_former_verdicts_count_five_minutes_and_are_marked() {
+        let (api, clock, tokens) = world();
+        let good = token("good");
+        tokens.authenticate(&good, Audience::Checks, HERE).await.unwrap();
+        assert_eq!(tokens.authenticate(&token("bad"), Audience::Checks, HERE).await, Err(AuthnError::Rejected));
+        api.away.store(true, Ordering::SeqCst);
+        clock.forward(Duration::from_secs(60));
+        assert!(tokens.authenticate(&good, Audience::Checks, HERE).await.unwrap().stale);
+        assert_eq!(tokens.authenticate(&token("bad"), Audience::Checks, HERE).await, Err(AuthnError::Rejected));
+        assert_eq!(tokens.authenticate(&token("new"), Audience::Checks, HERE).await, Err(AuthnError::Unavailable));
+        clock.forward(Duration::from_secs(240));
+        assert_eq!(tokens.authenticate(&good, Audience::Checks, HERE).await, Err(AuthnError::Unavailable));
+        api.away.store(false, Ordering::SeqCst);
+        assert!(!tokens.authenticate(&good, Audience::Checks, HERE).await.unwrap().stale);
+    }
+
+    #[tokio::test]
+    async fn a_verdict_never_outlives_its_token() {
+        let (_, clock, tokens) = world();
+        let short = jwt(&json!({"iss": "https://kubernetes", "aud": "remit", "exp": 1_800_000_005}), "good");
+        tokens.authenticate(&short, Audience::Checks, HERE).await.unwrap();
+        clock.forward(Duration::from_secs(5));
+        assert_eq!(tokens.authenticate(&short, Audience::Checks, HERE).await, Err(AuthnError::Expired));
+    }
+}

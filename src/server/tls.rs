@@ -193,3 +193,115 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use rcgen::{CertifiedKey as Generated, generate_simple_self_signed};
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    fn pair() -> (String, String) {
+        let Generated { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (cert.pem(), signing_key.serialize_pem())
+    }
+
+    fn client(ca: &str) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        TlsConnector::from(Arc::new(config))
+    }
+
+    struct Running {
+        address: std::net::SocketAddr,
+        certificate: Arc<ServingCertificate>,
+        stop: watch::Sender<bool>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    async fn start(chain: &str, key: &str, limits: Limits) -> Running {
+        let certificate = ServingCertificate::new(chain.as_bytes(), key.as_bytes()).unwrap();
+        let slow = async || {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            "slow"
+        };
+        let router = Router::new().route("/", get(async || "ok")).route("/slow", get(slow));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let tls = Some(certificate.config().unwrap());
+        let task = tokio::spawn(serve(listener, tls, router, limits, Arc::default(), stopped));
+        Running { address, certificate, stop, task }
+    }
+
+    async fn ask(running: &Running, ca: &str, path: &str) -> std::io::Result<String> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream = client(ca).connect(name, TcpStream::connect(running.address).await?).await?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+        let mut out = String::new();
+        stream.read_to_string(&mut out).await?;
+        Ok(out)
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_is_served_and_a_broken_one_is_not() {
+        let ((old, old_key), (new, new_key)) = (pair(), pair());
+        let running = start(&old, &old_key, Limits::default()).await;
+        assert!(ask(&running, &old, "/").await.unwrap().ends_with("ok"));
+        assert!(running.certificate.replace(new.as_bytes(), old_key.as_bytes()).is_err(), "not its key");
+        assert!(running.certificate.replace(b"", new_key.as_bytes()).is_err());
+        assert!(running.certificate.replace(new.as_bytes(), b"garbage").is_err());
+        assert!(ask(&running, &old, "/").await.unwrap().ends_with("ok"), "the old one stays");
+        running.certificate.replace(new.as_bytes(), new_key.as_bytes()).unwrap();
+        assert!(ask(&running, &new, "/").await.unwrap().ends_with("ok"));
+        assert!(ask(&running, &old, "/").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn stop_lets_requests_finish_and_closes_idle_connections() {
+        let (ca, key) = pair();
+        let running = start(&ca, &key, Limits::default()).await;
+        let name = ServerName::try_from("localhost").unwrap();
+        let idle = TcpStream::connect(running.address).await.unwrap();
+        let mut idle = client(&ca).connect(name, idle).await.unwrap();
+        idle.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut head = [0; 12];
+        idle.read_exact(&mut head).await.unwrap();
+        let under_way = ask(&running, &ca, "/slow");
+        let stopping = async {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            running.stop.send(true).unwrap();
+        };
+        let (answer, ()) = tokio::join!(under_way, stopping);
+        assert!(answer.unwrap().ends_with("slow"));
+        tokio::time::timeout(Duration::from_secs(5), running.task).await.expect("the idle connection does not hold it up").unwrap();
+        assert!(TcpStream::connect(running.address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_speak_is_cut_off() {
+        let (ca, key) = pair();
+        let limits = Limits { handshake: Duration::from_millis(100), connections: 1, ..Limits::default() };
+        let running = start(&ca, &key, limits).await;
+        let mut silent = TcpStream::connect(running.address).await.unwrap();
+        let mut byte = [0];
+        let read = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut byte)).await.expect("cut off in time");
+        assert!(matches!(read, Ok(0) | Err(_)));
+        assert!(ask(&running, &ca, "/").await.unwrap().ends_with("ok"), "and its place is free again");
+        let plain = TcpStream::connect(running.address).await.unwrap();
+        let mut plain = plain;
+        plain.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut out = Vec::new();
+        let _ = plain.read_to_end(&mut out).await;
+        assert!(!String::from_utf8_lossy(&out).contains("ok"), "no plain text on the TLS port");
+    }
+}

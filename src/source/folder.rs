@@ -247,11 +247,11 @@ fn read_text(path: &Path, name: &str, limit: u64) -> Result<String, SourceError>
         return Err(not_read(name, "is not a regular file"));
     }
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-        .map_err(|error| io(path, error))?;
+    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(|error| io(path, error))?;
     if bytes.len() as u64 > limit {
-        return Err(Refusal::new(RefusalCode::TooLarge, format!("{name}: over {limit} bytes that may still be read")).into());
+        return Err(
+            Refusal::new(RefusalCode::TooLarge, format!("{name}: over {limit} bytes that may still be read")).into()
+        );
     }
     String::from_utf8(bytes).map_err(|e| {
         let good = e.utf8_error().valid_up_to();

@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn a_changed_byte_is_found() {
         let (mut rows, said) = chain_of(5);
-        rows[2].body = Some(rows[2].body.take().unwrap().replace("\"risk\":2", "\"risk\":3"));
+        rows[2].body = Some(rows[2].body.take().unwrap().replace("\"risk\":0", "\"risk\":3"));
         let report = check(rows, &said);
         assert!(matches!(first(&report), (Some(3), what) if what.contains("hash does not follow")));
         assert_eq!(report.problems, 1, "what follows is sound: {:?}", report.findings);
@@ -450,7 +450,7 @@ mod tests {
         let mut hash = chain::genesis("w");
         for row in &mut rows {
             if row.seq == 3 {
-                row.body = Some(row.body.take().unwrap().replace("\"risk\":2", "\"risk\":3"));
+                row.body = Some(row.body.take().unwrap().replace("\"risk\":0", "\"risk\":3"));
             }
             hash = chain::link(&hash, row.seq, &chain::body_hash(row.body.as_ref().unwrap().as_bytes()));
             row.hash = hex(&hash);

@@ -97,6 +97,9 @@ pub async fn decisions_are_filtered_and_paged<S: Journal + Store>(store: &S) {
         "since is in, until is not"
     );
 
+    assert_eq!(list(store, DecisionFilter { tenant_uid: text("uid-acme"), ..filter() }).await.len(), 20);
+    assert_eq!(list(store, DecisionFilter { tenant_uid: text("re-created"), ..filter() }).await, [0; 0]);
+
     let mut pages = Vec::new();
     let mut next = None;
     loop {
@@ -161,7 +164,7 @@ pub async fn sessions_end_once<S: Store>(store: &S) {
     let seen = session("a", 1010);
     let ended = SessionRow { ended: Some((Timestamp::from_second(1020).unwrap(), "ended".into())), ..b.clone() };
     store.save_sessions(&[seen.clone(), ended]).await.unwrap();
-    assert_eq!(store.live_sessions().await.unwrap(), [seen.clone()]);
+    assert_eq!(store.live_sessions().await.unwrap(), std::slice::from_ref(&seen));
     // A write that comes late neither revives a session nor moves it back, nor gives it to another agent.
     store.save_sessions(&[SessionRow { agent: "thief".into(), ..a }, b]).await.unwrap();
     assert_eq!(store.live_sessions().await.unwrap(), [seen]);

@@ -16,12 +16,12 @@ mod sink;
 mod sqlite;
 mod statement;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
 pub use sink::{AnchorSink, FileSink};
-pub use sqlite::{JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
+pub use sqlite::{ChainReader, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
 use crate::api::Envelope;
@@ -67,15 +67,39 @@ pub struct Committed {
     pub seq: u64,
 }
 
+/// How a journal does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalStatus {
+    /// Records that wait for the writer.
+    pub depth: u64,
+    /// Records committed since the start.
+    pub committed: u64,
+    /// Transactions that failed since the start.
+    pub failures: u64,
+    /// Sequence number of the last record.
+    pub head_seq: u64,
+    /// Sequence number that the last anchor covers.
+    pub anchored_seq: u64,
+    /// Whether the last commit succeeded.
+    pub healthy: bool,
+}
+
 /// The replica's own journal: the commit point of every allow.
 pub trait Journal: Send + Sync {
     /// Queues the record at once (in order) and resolves when it is committed. Dropping the future does not take it back.
     fn append(&self, record: DecisionRecord) -> Result<StoreFuture<'static, Committed>, StoreError>;
+    /// How it does, for metrics.
+    fn status(&self) -> JournalStatus {
+        JournalStatus::default()
+    }
 }
 
 /// Which decisions to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct DecisionFilter {
+    /// UID of the namespace: a re-created one does not see its predecessor's. The server sets it, callers can't.
+    #[serde(skip)]
+    pub tenant_uid: Option<String>,
     /// Agent by name.
     pub agent: Option<String>,
     /// Delegator by name.

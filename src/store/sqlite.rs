@@ -23,17 +23,19 @@ mod decisions;
 mod journal;
 mod ledger;
 mod queue;
+mod reader;
 #[cfg(test)]
 mod tests;
 
 pub use journal::JournalCounters;
 pub use queue::QueueLimits;
+pub use reader::ChainReader;
 
 use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
 use super::{
-    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError,
+    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, JournalStatus, Page, SessionRow, Store, StoreError,
     StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
@@ -45,12 +47,22 @@ pub const DATABASE_FILE: &str = "remit.db";
 const LOCK_FILE: &str = "remit.lock";
 /// Readers at once.
 const READERS: u32 = 3;
-/// The WAL is copied back in the background after about so many bytes.
-const CHECKPOINT_BYTES: u64 = 4 * 1024 * 1024;
-/// How often that is looked at.
-const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
-/// Pages in the WAL (of 4 KiB) from which on the writer starts it anew.
-const WAL_PAGES: i64 = 16 * 1024;
+/// How the WAL is copied back.
+#[derive(Clone, Copy)]
+struct Checkpoints {
+    /// In the background, after about so many bytes.
+    bytes: u64,
+    /// How often that is looked at.
+    every: Duration,
+    /// Pages in the WAL (of 4 KiB) from which on the writer starts it anew.
+    pages: i64,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { bytes: 4 * 1024 * 1024, every: Duration::from_millis(250), pages: 16 * 1024 }
+    }
+}
 
 /// When a commit counts as done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +119,14 @@ struct Tasks {
 impl SqliteStore {
     /// Opens (and makes, where it is missing) the store in this directory. Needs a tokio runtime.
     pub async fn open(data_dir: impl AsRef<Path>, options: SqliteOptions) -> Result<Arc<Self>, StoreError> {
-        let data_dir = data_dir.as_ref();
+        Self::open_with(data_dir.as_ref(), options, Checkpoints::default()).await
+    }
+
+    async fn open_with(
+        data_dir: &Path,
+        options: SqliteOptions,
+        checkpoints: Checkpoints,
+    ) -> Result<Arc<Self>, StoreError> {
         std::fs::create_dir_all(data_dir).map_err(|source| io(data_dir, source))?;
         let lock = Arc::new(lock(&data_dir.join(LOCK_FILE))?);
         let synchronous = match options.synchronous {
@@ -152,7 +171,7 @@ impl SqliteStore {
         };
         let tasks = Tasks {
             writer: tokio::spawn(journal.run(conn, head)),
-            checkpointer: tokio::spawn(checkpoint(connect.create_if_missing(false), written, restart_wal)),
+            checkpointer: tokio::spawn(checkpoint(connect.create_if_missing(false), checkpoints, written, restart_wal)),
             anchors: tokio::spawn(anchors(
                 queue.clone(),
                 readers.clone(),
@@ -275,11 +294,16 @@ async fn writer_id(conn: &mut SqliteConnection) -> Result<String, StoreError> {
 }
 
 /// Copies the WAL back beside the writer, so that no commit has to wait for it.
-async fn checkpoint(connect: SqliteConnectOptions, written: Arc<AtomicU64>, restart_wal: Arc<AtomicBool>) {
+async fn checkpoint(
+    connect: SqliteConnectOptions,
+    checkpoints: Checkpoints,
+    written: Arc<AtomicU64>,
+    restart_wal: Arc<AtomicBool>,
+) {
     let mut conn: Option<SqliteConnection> = None;
     loop {
-        tokio::time::sleep(CHECKPOINT_EVERY).await;
-        if written.load(Ordering::Relaxed) < CHECKPOINT_BYTES {
+        tokio::time::sleep(checkpoints.every).await;
+        if written.load(Ordering::Relaxed) < checkpoints.bytes {
             continue;
         }
         written.store(0, Ordering::Relaxed);
@@ -295,7 +319,7 @@ async fn checkpoint(connect: SqliteConnectOptions, written: Arc<AtomicU64>, rest
         match result.await {
             Ok((open, pages)) => {
                 conn = Some(open);
-                if pages >= WAL_PAGES {
+                if pages >= checkpoints.pages {
                     restart_wal.store(true, Ordering::Relaxed);
                 }
             }
@@ -366,6 +390,18 @@ impl Journal for SqliteStore {
         self.queue.push(Pending { columns: Columns::from(&record), body, body_hash, reply })?;
         Ok(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(queue::closed())) }))
     }
+
+    fn status(&self) -> JournalStatus {
+        let counters = self.counters();
+        JournalStatus {
+            depth: self.queue_depth() as u64,
+            committed: counters.committed.load(Ordering::Relaxed),
+            failures: counters.failures.load(Ordering::Relaxed),
+            head_seq: counters.head_seq.load(Ordering::Relaxed),
+            anchored_seq: counters.anchored_seq.load(Ordering::Relaxed),
+            healthy: counters.healthy.load(Ordering::Relaxed) == 1,
+        }
+    }
 }
 
 impl Store for SqliteStore {
@@ -434,7 +470,7 @@ impl Store for SqliteStore {
     }
 
     fn audit_rows(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditRow>> {
-        Box::pin(decisions::audit_rows(&self.readers, after, limit))
+        Box::pin(async move { decisions::audit_rows(&mut *self.readers.acquire().await?, after, limit).await })
     }
 
     fn audit_writer(&self) -> String {
@@ -442,10 +478,10 @@ impl Store for SqliteStore {
     }
 
     fn audit_anchors(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(ledger::anchors(&self.readers))
+        Box::pin(async move { ledger::anchors(&mut *self.readers.acquire().await?).await })
     }
 
     fn audit_tombstones(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(ledger::tombstones(&self.readers))
+        Box::pin(async move { ledger::tombstones(&mut *self.readers.acquire().await?).await })
     }
 }

@@ -1,6 +1,6 @@
 //! Finding decisions again, and reading the chain out for verification. Only reads.
 
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::ledger::{signed, unsigned};
@@ -46,6 +46,10 @@ pub(super) async fn list(
         if let Some(value) = value {
             query.push(" AND ").push(column).push(" = ").push_bind(value.clone());
         }
+    }
+    if let Some(uid) = &filter.tenant_uid {
+        // No column of its own: it is another one only for what a deleted namespace left.
+        query.push(" AND json_extract(body, '$.tenant_uid') = ").push_bind(uid.clone());
     }
     if let Some(name) = &filter.delegator {
         query.push(" AND delegator IN (").push_bind(name.clone());
@@ -97,7 +101,11 @@ fn stored(row: &SqliteRow) -> Result<StoredDecision, StoreError> {
     Ok(StoredDecision { seq: unsigned("seq", seq)?, hash: hex(row.try_get("hash")?), record })
 }
 
-pub(super) async fn audit_rows(pool: &SqlitePool, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+pub(super) async fn audit_rows(
+    conn: &mut SqliteConnection,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<AuditRow>, StoreError> {
     if !(1..=MAX_AUDIT_PAGE).contains(&limit) {
         return Err(StoreError::Invalid {
             field: "limit",
@@ -107,13 +115,13 @@ pub(super) async fn audit_rows(pool: &SqlitePool, after: u64, limit: u32) -> Res
     let rows = sqlx::query("SELECT * FROM records WHERE seq > ? ORDER BY seq LIMIT ?")
         .bind(signed("after", after)?)
         .bind(i64::from(limit))
-        .fetch_all(pool)
+        .fetch_all(conn)
         .await?;
     rows.iter().map(audit_row).collect()
 }
 
 /// Reads a row as it is: what is wrong with it is for the verification to say.
-pub(crate) fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
+fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
     let id: Option<String> = row.try_get("id")?;
     let columns = match id {
         Some(id) => Some(Columns {

@@ -248,14 +248,14 @@ pub(super) async fn last_anchor(conn: &mut SqliteConnection) -> Result<Option<En
     text.map(|text| envelope("anchor", &text)).transpose()
 }
 
-pub(super) async fn anchors(pool: &SqlitePool) -> Result<Vec<Envelope>, StoreError> {
-    let texts: Vec<String> = sqlx::query_scalar("SELECT envelope FROM anchors ORDER BY number").fetch_all(pool).await?;
+pub(super) async fn anchors(conn: &mut SqliteConnection) -> Result<Vec<Envelope>, StoreError> {
+    let texts: Vec<String> = sqlx::query_scalar("SELECT envelope FROM anchors ORDER BY number").fetch_all(conn).await?;
     texts.iter().map(|text| envelope("anchor", text)).collect()
 }
 
-pub(super) async fn tombstones(pool: &SqlitePool) -> Result<Vec<Envelope>, StoreError> {
+pub(super) async fn tombstones(conn: &mut SqliteConnection) -> Result<Vec<Envelope>, StoreError> {
     let texts: Vec<String> =
-        sqlx::query_scalar("SELECT envelope FROM tombstones ORDER BY number").fetch_all(pool).await?;
+        sqlx::query_scalar("SELECT envelope FROM tombstones ORDER BY number").fetch_all(conn).await?;
     texts.iter().map(|text| envelope("tombstone", text)).collect()
 }
 

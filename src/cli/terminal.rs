@@ -1,0 +1,78 @@
+//! How commands print. Names, reasons and arguments come from agents and tenants: nothing of them may reach a terminal
+//! that it would obey.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+/// Whether a character changes what a terminal shows of others.
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The text with control and direction characters escaped.
+pub fn printable(text: &str) -> String {
+    if !text.chars().any(acts) {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// Prints rows under their titles, like kubectl.
+pub fn table(out: &mut impl Write, titles: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let mut widths: Vec<usize> = titles.iter().map(|t| t.len()).collect();
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut text = String::new();
+        for (width, cell) in widths.iter().zip(cells) {
+            text.push_str(&format!("{:width$}   ", if cell.is_empty() { "-" } else { cell }));
+        }
+        writeln!(out, "{}", text.trim_end())
+    };
+    line(&mut titles.iter().copied())?;
+    for row in &rows {
+        line(&mut row.iter().map(String::as_str))?;
+    }
+    Ok(())
+}
+
+/// Prints indented JSON.
+pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+/// Prints an error and returns the exit code of usage and errors.
+pub fn failed(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_reaches_the_terminal_that_it_would_obey() {
+        assert_eq!(printable("a\u{1b}[2Jb\n\u{202e}c"), "a\\u{1b}[2Jb\\n\\u{202e}c");
+        assert_eq!(printable("grün"), "grün");
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut out = Vec::new();
+        table(&mut out, &["A", "B"], &[vec!["ü\u{7}".into(), "x".into()], vec![String::new(), "y".into()]]).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "A        B\nü\\u{7}   x\n-        y\n");
+    }
+}
