@@ -4,6 +4,8 @@
 
 mod annotations;
 mod arguments;
+#[cfg(test)]
+mod attacks;
 mod base;
 mod catalogue;
 mod compile;
@@ -20,6 +22,8 @@ mod refusal;
 mod scan;
 mod schema;
 mod signer;
+#[cfg(test)]
+mod support;
 mod verify;
 
 pub use base::base_platform;
