@@ -2,6 +2,8 @@
 //!
 //! Pure: nothing here knows Kubernetes' client, HTTP, SQL or the file system.
 
+#[cfg(test)]
+mod agreement;
 mod annotations;
 mod arguments;
 #[cfg(test)]
