@@ -476,7 +476,7 @@ fn the_openapi_document_names_every_route_and_its_references_resolve() {
     let text = document.to_string();
     for (at, _) in text.match_indices("\"$ref\":\"#") {
         let pointer = text[at + 9..].split('"').next().unwrap();
-        assert!(document.pointer(&pointer[1..]).is_some(), "{pointer}");
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
     }
     for path in [
         "/access/v1/evaluation",
