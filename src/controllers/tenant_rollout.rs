@@ -233,7 +233,7 @@ pub async fn keep_bytes(
     let known = ctx.objects.revisions.get(&ObjectRef::new(&name).within(namespace));
     let (same_data, same_owner) = known.as_ref().map_or((false, false), |k| {
         let owned = owner.as_ref().is_none_or(|o| k.owner_references().iter().any(|r| r.uid == o.uid));
-        (k.data.as_ref().is_some_and(|d| d.0 == data), owned)
+        (k.data.0 == data, owned)
     });
     if same_data && same_owner {
         return Ok(());
@@ -250,7 +250,8 @@ pub async fn keep_bytes(
         "revision": revision,
     });
     let params = PatchParams::apply(MANAGER).force();
-    let apply = || call("controllerrevisions", api.patch(&name, &params, &Patch::Apply(&body)));
+    let patch = Patch::Apply(&body);
+    let apply = || call("controllerrevisions", api.patch(&name, &params, &patch));
     match apply().await {
         Ok(_) => Ok(()),
         // `data` is immutable.
