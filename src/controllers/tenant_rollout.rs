@@ -280,8 +280,12 @@ pub async fn keep_bytes(
     tracing::info!(%namespace, %name, "package bytes are written anew: signed by another key, or owned by a rollout that is gone");
     if let Some(old) = there {
         let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
-        match call("controllerrevisions", api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() })).await {
-            Err(error) if !error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => return Err(error.into()),
+        match call("controllerrevisions", api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }))
+            .await
+        {
+            Err(error) if !error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => {
+                return Err(error.into());
+            }
             _ => {}
         }
     }

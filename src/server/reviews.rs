@@ -286,7 +286,10 @@ mod tests {
         assert!(reviews.get(&2, t, || async { down() }).await.is_err(), "what was never reviewed is not believed");
         let refused = || async { Err(NoVerdict::Refused("403".into())) };
         reviews.get(&3, t, || async { good(7) }).await.unwrap();
-        assert!(reviews.get(&3, t + Duration::from_secs(60), refused).await.is_err(), "a missing right of Remit is no outage");
+        assert!(
+            reviews.get(&3, t + Duration::from_secs(60), refused).await.is_err(),
+            "a missing right of Remit is no outage"
+        );
     }
 
     #[tokio::test]
