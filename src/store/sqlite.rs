@@ -35,8 +35,8 @@ use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
 use super::{
-    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, JournalStatus, Page, SessionRow, Store,
-    StoreError, StoreFuture, StoredDecision,
+    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError,
+    StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
 use crate::gate::DecisionRecord;
@@ -389,18 +389,6 @@ impl Journal for SqliteStore {
         let (reply, answer) = oneshot::channel();
         self.queue.push(Pending { columns: Columns::from(&record), body, body_hash, reply })?;
         Ok(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(queue::closed())) }))
-    }
-
-    fn status(&self) -> JournalStatus {
-        let counters = self.counters();
-        JournalStatus {
-            depth: self.queue_depth() as u64,
-            committed: counters.committed.load(Ordering::Relaxed),
-            failures: counters.failures.load(Ordering::Relaxed),
-            head_seq: counters.head_seq.load(Ordering::Relaxed),
-            anchored_seq: counters.anchored_seq.load(Ordering::Relaxed),
-            healthy: counters.healthy.load(Ordering::Relaxed) == 1,
-        }
     }
 }
 
