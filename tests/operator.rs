@@ -50,7 +50,7 @@ fn signed(mut spec: PolicyPackageSpec, tenant: &str, key: &SigningKey) -> Policy
 
 /// The object, and its name.
 fn package(spec: &PolicyPackageSpec) -> (String, String) {
-    let name = object_name(&spec.package, &spec.version, &digest(spec));
+    let name = object_name(spec, &digest(spec));
     let object = json!({
         "apiVersion": "remit.dev/v1alpha1", "kind": "PolicyPackage", "metadata": {"name": name}, "spec": spec,
     });
