@@ -272,8 +272,8 @@ const CONTENT: &[(RefusalCode, fn(&Author), &[&str])] = &[
     (RefusalCode::NotSemver, |a| a.edit("policy/package.yaml", "0.1.0", "1.2.3+b4"), &["version", "+b4"]),
     (
         RefusalCode::Malformed,
-        |a| a.edit("policy/package.yaml", "tier: read", "teir: read"),
-        &["package.yaml:7:", "teir"],
+        |a| a.edit("policy/package.yaml", "    tier: read", "    teir: read"),
+        &["package.yaml:8:", "teir"],
     ),
     (
         RefusalCode::Malformed,

@@ -42,7 +42,7 @@ pub async fn ensure(client: &Client, namespace: &str) -> Result<Keys, KeysError>
     if let Some(secret) = call("Secret remit-keys", api.get_opt(KEYS)).await? {
         return read(&secret, namespace);
     }
-    let mut random = || {
+    let random = || {
         let mut bytes = [0u8; 32];
         OsRng.fill_bytes(&mut bytes);
         ByteString(bytes.to_vec())

@@ -134,7 +134,13 @@ impl Context {
 }
 
 /// Writes `status`, if it differs from `old`: one full server-side apply. With `guarded`, only over the version that was read.
-async fn apply_status<K, S>(api: &Api<K>, object: &K, old: Option<&S>, status: &S, guarded: bool) -> Result<bool, ReconcileError>
+async fn apply_status<K, S>(
+    api: &Api<K>,
+    object: &K,
+    old: Option<&S>,
+    status: &S,
+    guarded: bool,
+) -> Result<bool, ReconcileError>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned,
     S: Serialize,

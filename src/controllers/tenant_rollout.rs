@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
@@ -17,7 +18,9 @@ use serde_json::json;
 
 use super::verdict::{TenantFacts, judge};
 use super::{Context, ReconcileError, apply_status, until};
-use crate::api::{DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, TenantRollout, TenantRolloutStatus, VERSION};
+use crate::api::{
+    DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, TenantRollout, TenantRolloutStatus, VERSION,
+};
 use crate::lifecycle::rollout::{Candidate, Effect, Keys, Observation, revision_name, step};
 use crate::policy::parse_version;
 use crate::source::index::{compromised, find_bytes};
@@ -62,9 +65,20 @@ async fn make_empty(ctx: &Context, namespace: &str) -> Result<TenantRollout, Rec
         "metadata": {"name": DEFAULT_NAME, "namespace": namespace},
         "spec": {},
     });
-    let params = PatchParams::apply(MANAGER);
+    let empty = serde_json::from_value(body).map_err(|e| ReconcileError::Json("TenantRollout", e))?;
     let api = ctx.api::<TenantRollout>(namespace);
-    Ok(call("tenantrollouts", api.patch(DEFAULT_NAME, &params, &Patch::Apply(body))).await?)
+    match call("tenantrollouts", api.create(&by_remit(), &empty)).await {
+        Ok(made) => Ok(made),
+        // Its author was faster.
+        Err(error) if error.status().is_some_and(|s| s.is_already_exists()) => {
+            Ok(call("tenantrollouts", api.get(DEFAULT_NAME)).await?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn by_remit() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
 }
 
 struct Pass<'a> {
@@ -127,7 +141,9 @@ impl Pass<'_> {
     }
 
     /// The packages with their verdicts, and the bytes of those that may come into force.
-    async fn candidates(&self) -> Result<(Vec<Candidate>, BTreeMap<String, (PolicyPackageSpec, Option<String>)>), ReconcileError> {
+    async fn candidates(
+        &self,
+    ) -> Result<(Vec<Candidate>, BTreeMap<String, (PolicyPackageSpec, Option<String>)>), ReconcileError> {
         let (mut candidates, mut bytes) = (Vec::new(), BTreeMap::new());
         for package in self.packages.iter().filter_map(|p| p.0.as_ref().ok()) {
             let verdict = judge(self.ctx, self.tenant, &package.spec).await?;
@@ -174,7 +190,9 @@ impl Pass<'_> {
         if there.is_some_and(|r| r.owner_references().iter().any(|o| o.uid == uid)) {
             return Ok(());
         }
-        let Ok(bytes) = find_bytes(&self.ctx.objects, &self.tenant.name, stable, &self.tenant.signers) else { return Ok(()) };
+        let Ok(bytes) = find_bytes(&self.ctx.objects, &self.tenant.name, stable, &self.tenant.signers) else {
+            return Ok(());
+        };
         if check(&bytes, stable, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok() {
             self.keep(&bytes.spec, &stable.digest, bytes.public_key).await?;
         }
@@ -196,7 +214,9 @@ impl Pass<'_> {
             let preconditions = Preconditions { uid: old.uid(), resource_version: old.resource_version() };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
             match call("controllerrevisions", api.delete(&old.name_any(), &params)).await {
-                Ok(_) => tracing::info!(tenant = %self.tenant.name, name = %old.name_any(), "package bytes beyond the history limit deleted"),
+                Ok(_) => {
+                    tracing::info!(tenant = %self.tenant.name, name = %old.name_any(), "package bytes beyond the history limit deleted")
+                }
                 Err(error) if error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -233,36 +253,42 @@ pub async fn keep_bytes(
     let known = ctx.objects.revisions.get(&ObjectRef::new(&name).within(namespace));
     let (same_data, same_owner) = known.as_ref().map_or((false, false), |k| {
         let owned = owner.as_ref().is_none_or(|o| k.owner_references().iter().any(|r| r.uid == o.uid));
-        (k.data.as_ref().is_some_and(|d| d.0 == data), owned)
+        (k.data.0 == data, owned)
     });
     if same_data && same_owner {
         return Ok(());
     }
-    let body = json!({
-        "apiVersion": "apps/v1",
-        "kind": "ControllerRevision",
-        "metadata": {
-            "name": name,
-            "labels": {BYTES_LABEL: "true", "app.kubernetes.io/managed-by": MANAGER},
-            "ownerReferences": owner.into_iter().collect::<Vec<_>>(),
-        },
-        "data": data,
-        "revision": revision,
-    });
-    let params = PatchParams::apply(MANAGER).force();
-    let apply = || call("controllerrevisions", api.patch(&name, &params, &Patch::Apply(&body)));
-    match apply().await {
-        Ok(_) => Ok(()),
-        // `data` is immutable.
-        Err(error) if error.status().is_some_and(|s| s.is_invalid()) => {
-            tracing::info!(%namespace, %name, "package bytes are replaced: the same content with another signature");
-            match call("controllerrevisions", api.delete(&name, &DeleteParams::default())).await {
-                Err(error) if !error.status().is_some_and(|s| s.is_not_found()) => return Err(error.into()),
-                _ => {}
-            }
-            apply().await?;
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
+    let mut kept = ControllerRevision { data: RawExtension(data), revision, ..ControllerRevision::default() };
+    kept.metadata.name = Some(name.clone());
+    kept.metadata.owner_references = owner.clone().map(|o| vec![o]);
+    kept.labels_mut().insert(BYTES_LABEL.into(), "true".into());
+    kept.labels_mut().insert("app.kubernetes.io/managed-by".into(), MANAGER.into());
+    match call("controllerrevisions", api.create(&by_remit(), &kept)).await {
+        Ok(_) => return Ok(()),
+        Err(error) if error.status().is_some_and(|s| s.is_already_exists()) => {}
+        Err(error) => return Err(error.into()),
     }
+    let there = call("controllerrevisions", api.get_opt(&name)).await?;
+    let right = |k: &ControllerRevision| {
+        let owned = owner.as_ref().is_none_or(|o| k.owner_references().iter().any(|r| r.uid == o.uid));
+        k.data == kept.data && owned && k.metadata.deletion_timestamp.is_none()
+    };
+    if there.as_ref().is_some_and(right) {
+        return Ok(());
+    }
+    // `data` can't be changed, and the garbage collector takes what belongs to a rollout that is gone.
+    tracing::info!(%namespace, %name, "package bytes are written anew: signed by another key, or owned by a rollout that is gone");
+    if let Some(old) = there {
+        let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
+        match call("controllerrevisions", api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }))
+            .await
+        {
+            Err(error) if !error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+    }
+    call("controllerrevisions", api.create(&by_remit(), &kept)).await?;
+    Ok(())
 }

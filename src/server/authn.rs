@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::clock::Clock;
 use super::metrics::Metrics;
-use super::reviews::{Answer, Failures, Reviews, NoVerdict};
+use super::reviews::{Answer, Failures, NoVerdict, Reviews};
 
 /// Longest token that is looked at, bytes.
 const MAX_TOKEN: usize = 16 * 1024;
@@ -189,12 +189,18 @@ enum OneOrMany {
 }
 
 /// A cheap look at a token: could the API server accept it? Says when it expires. Proves nothing.
-pub fn prefilter(token: &str, audience: Audience, issuer: Option<&str>, now: Timestamp) -> Result<Timestamp, AuthnError> {
+pub fn prefilter(
+    token: &str,
+    audience: Audience,
+    issuer: Option<&str>,
+    now: Timestamp,
+) -> Result<Timestamp, AuthnError> {
     if token.len() > MAX_TOKEN {
         return Err(AuthnError::Malformed("too long"));
     }
     let mut parts = token.split('.');
-    let (Some(header), Some(claims), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(header), Some(claims), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Err(AuthnError::Malformed("it has not three parts"));
     };
     let header: JwtHeader = decode(header).ok_or(AuthnError::Malformed("its header can't be read"))?;
@@ -257,17 +263,31 @@ impl ReviewedTokens {
         }
     }
 
-    async fn review(&self, token: &str, audience: Audience, exp: Timestamp) -> Result<Answer<Reviewed>, NoVerdict> {
+    /// `from` is where failures count; None for a token that was good a moment ago, whatever its neighbours send.
+    async fn review(
+        &self,
+        token: &str,
+        audience: Audience,
+        exp: Timestamp,
+        from: Option<IpAddr>,
+    ) -> Result<Answer<Reviewed>, NoVerdict> {
         let turn = tokio::time::timeout(TURN, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
             self.metrics.review("token", "unreachable");
             return Err(NoVerdict::Refused("too many TokenReviews are under way".into()));
         };
+        // Looked at with the turn in hand: so many garbage tokens at once overshoot by the number of turns, no more.
+        if from.is_some_and(|from| self.failures.exhausted(from, self.clock.instant())) {
+            return Err(NoVerdict::Throttled);
+        }
         let status = self.reviewer.review(token, audience.as_str()).await.inspect_err(|error| {
             self.metrics.review("token", "unreachable");
             tracing::warn!(%error, "a TokenReview got no answer");
         })?;
         let value = accept(&status, audience).map(Arc::new);
+        if let (Some(from), Err(_)) = (from, &value) {
+            self.failures.count(from, self.clock.instant());
+        }
         self.metrics.review("token", if value.is_ok() { "accepted" } else { "refused" });
         let left = exp.duration_since(self.clock.now());
         let ends = self.clock.instant() + Duration::try_from(left).unwrap_or_default();
@@ -292,16 +312,13 @@ impl Authenticator for ReviewedTokens {
                 Some(verdict) => verdict,
                 None => {
                     let exp = prefilter(token, audience, self.issuer.as_deref(), self.clock.now())?;
-                    // A token that was good a moment ago is asked about again whatever its neighbours send.
                     let known = self.reviews.knows(&key, now, Result::is_ok);
-                    if !known && !self.failures.take(from, now) {
-                        return Err(AuthnError::Throttled);
-                    }
-                    let verdict = self.reviews.get(&key, now, || self.review(token, audience, exp)).await;
-                    if !known && !matches!(&verdict, Ok(verdict) if verdict.value.is_err()) {
-                        self.failures.give_back(from);
-                    }
-                    verdict.map_err(|_| AuthnError::Unavailable)?
+                    let from = (!known).then_some(from);
+                    let verdict = self.reviews.get(&key, now, || self.review(token, audience, exp, from)).await;
+                    verdict.map_err(|none| match none {
+                        NoVerdict::Throttled => AuthnError::Throttled,
+                        NoVerdict::Away(_) | NoVerdict::Refused(_) => AuthnError::Unavailable,
+                    })?
                 }
             };
             Ok(Authenticated { identity: verdict.value?, stale: verdict.stale })
@@ -349,7 +366,11 @@ mod tests {
     }
 
     impl TokenReviewer for ApiServer {
-        fn review<'a>(&'a self, token: &'a str, audience: &'a str) -> BoxFuture<'a, Result<TokenReviewStatus, NoVerdict>> {
+        fn review<'a>(
+            &'a self,
+            token: &'a str,
+            audience: &'a str,
+        ) -> BoxFuture<'a, Result<TokenReviewStatus, NoVerdict>> {
             Box::pin(async move {
                 if self.away.load(Ordering::SeqCst) {
                     return Err(NoVerdict::Away("connection refused".into()));
@@ -358,7 +379,11 @@ mod tests {
                 self.seen.lock().unwrap().push(audience.to_owned());
                 tokio::task::yield_now().await;
                 let good = token.ends_with(".good");
-                Ok(if good { status(Some(&[audience])) } else { TokenReviewStatus { authenticated: Some(false), ..TokenReviewStatus::default() } })
+                Ok(if good {
+                    status(Some(&[audience]))
+                } else {
+                    TokenReviewStatus { authenticated: Some(false), ..TokenReviewStatus::default() }
+                })
             })
         }
     }
@@ -386,7 +411,11 @@ mod tests {
         assert_eq!(accept(&status(Some(&["remit"])), Audience::Admin), Err(AuthnError::Audience("remit-admin")));
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let foreign = jwt(&json!({"aud": ["vault"], "exp": 1_800_003_600}), "good");
-        assert_eq!(prefilter(&foreign, Audience::Checks, None, now), Err(AuthnError::Audience("remit")), "not even asked");
+        assert_eq!(
+            prefilter(&foreign, Audience::Checks, None, now),
+            Err(AuthnError::Audience("remit")),
+            "not even asked"
+        );
     }
 
     #[test]
@@ -410,7 +439,11 @@ mod tests {
         for bad in ["", "a", "a.b", "a.b.c", "a.b.c.d", &"x".repeat(20_000), &jwt(&claims, "")] {
             assert!(matches!(look(bad), Err(AuthnError::Malformed(_))), "{bad:.20}");
         }
-        let none = format!("{}.{}.sig", URL_SAFE_NO_PAD.encode(r#"{"alg":"nOnE"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()));
+        let none = format!(
+            "{}.{}.sig",
+            URL_SAFE_NO_PAD.encode(r#"{"alg":"nOnE"}"#),
+            URL_SAFE_NO_PAD.encode(claims.to_string())
+        );
         assert!(matches!(look(&none), Err(AuthnError::Malformed(_))));
         let with = |key: &str, value: Value| {
             let mut claims = claims.clone();

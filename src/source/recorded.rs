@@ -42,9 +42,7 @@ pub enum LoadError {
 /// Reads `data` of a ControllerRevision.
 pub fn read(revision: &ControllerRevision) -> Result<PackageBytes, LoadError> {
     let name = || revision.metadata.name.clone().unwrap_or_default();
-    let Some(RawExtension(data)) = &revision.data else {
-        return Err(LoadError::Malformed { name: name(), why: "is missing".into() });
-    };
+    let RawExtension(data) = &revision.data;
     PackageBytes::deserialize(data).map_err(|e| LoadError::Malformed { name: name(), why: e.to_string() })
 }
 
