@@ -5,5 +5,6 @@ mod admission;
 mod api;
 mod chart;
 mod control_plane;
+mod operator;
 mod packages;
 mod support;
