@@ -464,7 +464,8 @@ async fn decisions_are_listed_to_whom_rbac_lets_read_them() {
     for tool in ["git/allow", "git/deny"] {
         w.ask("acme:coder", "coder", tool).await;
     }
-    for record in w.journal.records.lock().unwrap().clone() {
+    let records = w.journal.records.lock().unwrap().clone();
+    for record in records {
         crate::store::Journal::append(w.store.as_ref(), record).unwrap().await.unwrap();
     }
     let all = w.get("admin", path).await;
@@ -474,6 +475,14 @@ async fn decisions_are_listed_to_whom_rbac_lets_read_them() {
     let id = denied.body["items"][0]["record"]["id"].as_str().unwrap();
     assert_eq!(w.get("admin", &format!("{path}/{id}")).await.body["record"]["outcome"], "deny");
     assert_eq!(w.get("admin", &format!("{path}/nope")).await.status, 404);
+    // delete_and_recreate_namespace: the new one sees nothing of the old one's.
+    let mut recreated = snapshot();
+    let new = crate::gate::Tenant { uid: "uid-2".into(), ..crate::gate::Tenant::clone(&recreated.tenants["acme"]) };
+    recreated.tenants.insert("acme".into(), std::sync::Arc::new(new));
+    w.state.snapshot.store(std::sync::Arc::new(recreated));
+    assert_eq!(w.get("admin", path).await.body["items"], json!([]));
+    assert_eq!(w.get("admin", &format!("{path}/{id}")).await.code(), (404, "unknown_decision"));
+    w.state.snapshot.store(std::sync::Arc::new(snapshot()));
     assert_eq!(w.get("admin", &format!("{path}?outcom=deny")).await.body["field"], "outcom");
     assert_eq!(w.get("admin", &format!("{path}?page=nonsense")).await.code(), (400, "invalid_filter"));
     assert_eq!(w.get("admin", "/admin/tenants/other/decisions").await.code(), (403, "not_allowed"));
