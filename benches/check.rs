@@ -21,8 +21,8 @@ use remit::api::{EffectiveProfile, PolicyPackageSpec, SessionMode, SourceFile, T
 use remit::gate::{AgentEntry, IdentityOwner, Snapshot, Tenant};
 use remit::policy::{AgentFacts, CompiledPackage, Side, base_platform};
 use remit::server::{
-    AccessReviewer, BoxFuture, Freshness, Lanes, Metrics, NoVerdict, ReviewedAccess, ReviewedTokens, Server,
-    tls::ServingCertificate, Sessions, Settings, SystemClock, TokenReviewer, tls::serve,
+    AccessReviewer, BoxFuture, Freshness, Lanes, Metrics, NoVerdict, ReviewedAccess, ReviewedTokens, Server, Sessions,
+    Settings, SystemClock, TokenReviewer, tls::ServingCertificate, tls::serve,
 };
 use remit::store::{SqliteOptions, SqliteStore, Synchronous};
 use rustls::pki_types::CertificateDer;
@@ -82,7 +82,9 @@ async fn report(seconds: u64) -> Result<(), Fault> {
             }
         }
     }
-    println!("\nfull: synchronous=FULL, an allow is on disk (fdatasync) before it is answered. normal: synchronous=NORMAL,");
+    println!(
+        "\nfull: synchronous=FULL, an allow is on disk (fdatasync) before it is answered. normal: synchronous=NORMAL,"
+    );
     println!("an allow is with the kernel (survives the process, not a power cut).");
     Ok(())
 }
@@ -122,9 +124,8 @@ async fn measure(
     BufReader::new(served.0.stdout.take().ok_or("no output")?).read_line(&mut line)?;
     let (port, certificate) = line.trim().split_once(' ').ok_or("the server did not start")?;
     let port = port.parse()?;
-    let certificate = (certificate != "-")
-        .then(|| URL_SAFE_NO_PAD.decode(certificate).map(CertificateDer::from))
-        .transpose()?;
+    let certificate =
+        (certificate != "-").then(|| URL_SAFE_NO_PAD.decode(certificate).map(CertificateDer::from)).transpose()?;
     let request = Arc::new(request());
     let expect = if kind == "bare" { "ok" } else { "\"decision\":true" };
     let warm_up = Duration::from_millis(500);
@@ -198,7 +199,8 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
         }),
         _ => {
             let synchronous = if commit == "normal" { Synchronous::Normal } else { Synchronous::Full };
-            let store = SqliteStore::open(folder.path(), SqliteOptions { synchronous, ..SqliteOptions::default() }).await?;
+            let store =
+                SqliteStore::open(folder.path(), SqliteOptions { synchronous, ..SqliteOptions::default() }).await?;
             let clock = Arc::new(SystemClock);
             let freshness = Arc::new(Freshness::new(Instant::now()));
             freshness.alive(Instant::now());
@@ -221,7 +223,8 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
     };
     let (config, certificate) = if tls == "tls" {
         let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-        let served = ServingCertificate::new(issued.cert.pem().as_bytes(), issued.signing_key.serialize_pem().as_bytes())?;
+        let served =
+            ServingCertificate::new(issued.cert.pem().as_bytes(), issued.signing_key.serialize_pem().as_bytes())?;
         (Some(served.config()?), URL_SAFE_NO_PAD.encode(issued.cert.der()))
     } else {
         (None, "-".to_owned())

@@ -25,8 +25,8 @@ use crate::controllers::{self, Context};
 use crate::gate::Snapshot;
 use crate::server::tls::{Limits, ServingCertificate, TlsError, serve};
 use crate::server::{
-    Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, SystemClock, admission,
-    health_router, router,
+    Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, SystemClock,
+    admission, health_router, router,
 };
 use crate::source::compile::Compiler;
 use crate::source::index::{Faults, Index, Sources};
@@ -157,7 +157,14 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let admission = context::Admission::new(ctx.clone());
     let mut servers = JoinSet::new();
     let limits = Limits::default();
-    servers.spawn(serve(listeners.checks, Some(tls.clone()), router(state.clone()), limits, metrics.clone(), stopped.clone()));
+    servers.spawn(serve(
+        listeners.checks,
+        Some(tls.clone()),
+        router(state.clone()),
+        limits,
+        metrics.clone(),
+        stopped.clone(),
+    ));
     let webhook = admission::router(Arc::new(admission));
     servers.spawn(serve(listeners.webhook, Some(tls), webhook, limits, metrics.clone(), stopped.clone()));
     servers.spawn(serve(listeners.metrics, None, health_router(state.clone()), limits, metrics, stopped.clone()));

@@ -51,9 +51,11 @@ pub async fn run(
                     Some(ca) => {
                         let mut roots = rustls::RootCertStore::empty();
                         roots.add(ca).expect("CA");
-                        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+                        let config =
+                            rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
                         let name = ServerName::try_from("localhost").expect("name");
-                        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS");
+                        let stream =
+                            tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS");
                         one(stream, &request, expect, end).await
                     }
                 }

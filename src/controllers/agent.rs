@@ -93,14 +93,17 @@ fn next_status(
     let conditions = &mut status.conditions;
     clear_condition(conditions, RECONCILING);
     if let Some((account, elder)) = claims.elder.first_key_value() {
-        let message = clip(&format!("ServiceAccount {account} is already claimed by the elder Agent {elder}; it is refused to both"));
+        let message = clip(&format!(
+            "ServiceAccount {account} is already claimed by the elder Agent {elder}; it is refused to both"
+        ));
         set_condition(conditions, READY, false, "IdentityConflict", message.clone(), generation, now);
         set_condition(conditions, STALLED, true, "IdentityConflict", message, generation, now);
         return status;
     }
     clear_condition(conditions, STALLED);
     if let Some((account, younger)) = claims.younger.first_key_value() {
-        let message = clip(&format!("ServiceAccount {account} is refused while the younger Agent {younger} claims it, too"));
+        let message =
+            clip(&format!("ServiceAccount {account} is refused while the younger Agent {younger} claims it, too"));
         let ready = !status.identities.is_empty();
         set_condition(conditions, READY, ready, "IdentityContested", message, generation, now);
         return status;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, date_time_ymd,
 };
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// How long an authority lives. It is renewed when a third of that is left.
@@ -79,7 +79,8 @@ impl Authority {
 
     /// From when it should be renewed.
     pub fn renew_at(&self) -> Result<Timestamp, CertificateError> {
-        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes()).map_err(|e| unreadable("the CA's certificate")(&e))?;
+        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes())
+            .map_err(|e| unreadable("the CA's certificate")(&e))?;
         let (from, to) = validity_of(&der)?;
         Ok(two_thirds(from, to))
     }
@@ -176,7 +177,8 @@ mod tests {
         }
         let end = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(std::sync::Arc::new(roots), provider).build().unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(std::sync::Arc::new(roots), provider).build().unwrap();
         let time = rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(now.as_second() as u64));
         let verify = |name: &'static str| {
             let name = rustls::pki_types::ServerName::try_from(name).unwrap();

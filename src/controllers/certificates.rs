@@ -94,7 +94,10 @@ fn read(secret: &Secret, namespace: &str) -> Result<Authority, AuthorityError> {
     let text = |field: &'static str| {
         let bytes = secret.data.as_ref().and_then(|d| d.get(field));
         let malformed = || AuthorityError::Malformed { namespace: namespace.into(), field };
-        bytes.and_then(|b| String::from_utf8(b.0.clone()).ok()).filter(|t| t.contains("-----BEGIN")).ok_or_else(malformed)
+        bytes
+            .and_then(|b| String::from_utf8(b.0.clone()).ok())
+            .filter(|t| t.contains("-----BEGIN"))
+            .ok_or_else(malformed)
     };
     let certificate = text(CERTIFICATE)?;
     // A CA that an administrator brought has no bundle of ours.
@@ -221,14 +224,16 @@ pub async fn patch_webhook(client: &Client, bundle: &str) -> Result<(), SourceEr
         if webhook.client_config.ca_bundle.as_ref() != Some(&want) {
             // Guarded by the name at this place: the list may have changed since.
             operations.push(json!({"op": "test", "path": format!("/webhooks/{i}/name"), "value": webhook.name}));
-            operations.push(json!({"op": "add", "path": format!("/webhooks/{i}/clientConfig/caBundle"), "value": want}));
+            operations
+                .push(json!({"op": "add", "path": format!("/webhooks/{i}/clientConfig/caBundle"), "value": want}));
         }
     }
     if operations.is_empty() {
         return Ok(());
     }
     let patch = serde_json::from_value(json!(operations)).map(Patch::<()>::Json);
-    let patch = patch.map_err(|e| SourceError::Api { what: "caBundle".into(), source: Box::new(kube::Error::SerdeError(e)) })?;
+    let patch = patch
+        .map_err(|e| SourceError::Api { what: "caBundle".into(), source: Box::new(kube::Error::SerdeError(e)) })?;
     call("ValidatingWebhookConfiguration remit", api.patch(WEBHOOK, &PatchParams::default(), &patch)).await?;
     tracing::info!("the webhook's caBundle is set");
     Ok(())

@@ -9,9 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use super::verdict::{TenantFacts, Verdict, judge};
 use super::{Context, ReconcileError, apply_status, until};
-use crate::api::{
-    PolicyPackage, PolicyPackageStatus, READY, RECONCILING, STALLED, clear_condition, set_condition,
-};
+use crate::api::{PolicyPackage, PolicyPackageStatus, READY, RECONCILING, STALLED, clear_condition, set_condition};
 use crate::lifecycle::rollout::clip;
 use crate::policy::{Refusal, RefusalCode};
 use crate::source::index::compromised;
@@ -55,7 +53,8 @@ pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<Action,
     let standing = standing(&ctx, &tenant, &verdict).await?;
     let now = Timestamp::now();
     let status = next_status(package, &verdict, standing, now);
-    let written = apply_status(&ctx.api::<PolicyPackage>(&name), package, package.status.as_ref(), &status, false).await?;
+    let written =
+        apply_status(&ctx.api::<PolicyPackage>(&name), package, package.status.as_ref(), &status, false).await?;
     let reason = |s: Option<&PolicyPackageStatus>| {
         s.and_then(|s| s.conditions.iter().find(|c| c.type_ == STALLED)).map(|c| (c.reason.clone(), c.message.clone()))
     };
@@ -181,7 +180,10 @@ mod tests {
         assert!(!is_true(&covered.conditions, READY) && is_true(&covered.conditions, STALLED));
         let ready = covered.conditions.iter().find(|c| c.type_ == READY).unwrap();
         assert_eq!(ready.reason, "Unsigned");
-        assert!(is_true(&look(&verdict(Err(refusal), None), Standing::InForce).conditions, READY), "what is in force stays");
+        assert!(
+            is_true(&look(&verdict(Err(refusal), None), Standing::InForce).conditions, READY),
+            "what is in force stays"
+        );
     }
 
     #[test]

@@ -7,7 +7,9 @@ use kube::api::Api;
 use kube::runtime::controller::Action;
 
 use super::{Context, ReconcileError, apply_status, until};
-use crate::api::{PolicySigner, PolicySignerStatus, READY, RECONCILING, RevokedReason, STALLED, clear_condition, set_condition};
+use crate::api::{
+    PolicySigner, PolicySignerStatus, READY, RECONCILING, RevokedReason, STALLED, clear_condition, set_condition,
+};
 use crate::lifecycle::rollout::clip;
 use crate::policy::Signer;
 use crate::source::kubernetes::Guarded;
@@ -41,7 +43,12 @@ fn count_packages(ctx: &Context, fingerprint: &str) -> i64 {
     i64::try_from(signed.len()).unwrap_or(i64::MAX)
 }
 
-fn next_status(signer: &PolicySigner, read: Result<&Signer, String>, packages: i64, now: Timestamp) -> PolicySignerStatus {
+fn next_status(
+    signer: &PolicySigner,
+    read: Result<&Signer, String>,
+    packages: i64,
+    now: Timestamp,
+) -> PolicySignerStatus {
     let generation = signer.metadata.generation.unwrap_or(0);
     let mut status = signer.status.clone().unwrap_or_default();
     status.observed_generation = generation;
@@ -55,9 +62,12 @@ fn next_status(signer: &PolicySigner, read: Result<&Signer, String>, packages: i
             (Some(RevokedReason::Compromised), _) => {
                 (false, true, "Compromised", "revoked as compromised: what it signed left force".to_owned())
             }
-            (Some(RevokedReason::Superseded), _) => {
-                (false, true, "Superseded", "revoked as superseded: it signs nothing new, what it signed stays".to_owned())
-            }
+            (Some(RevokedReason::Superseded), _) => (
+                false,
+                true,
+                "Superseded",
+                "revoked as superseded: it signs nothing new, what it signed stays".to_owned(),
+            ),
             _ if expired => (false, true, "Expired", "spec.notAfter has passed: it signs nothing new".to_owned()),
             (None, Some(t)) => (false, false, "NotYetValid", format!("spec.notBefore {t} lies ahead")),
             (None, None) => (true, false, "Valid", format!("the key may sign for {}", s.tenants.join(", "))),

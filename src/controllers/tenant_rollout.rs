@@ -18,7 +18,9 @@ use serde_json::json;
 
 use super::verdict::{TenantFacts, judge};
 use super::{Context, ReconcileError, apply_status, until};
-use crate::api::{DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, TenantRollout, TenantRolloutStatus, VERSION};
+use crate::api::{
+    DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, TenantRollout, TenantRolloutStatus, VERSION,
+};
 use crate::lifecycle::rollout::{Candidate, Effect, Keys, Observation, revision_name, step};
 use crate::policy::parse_version;
 use crate::source::index::{compromised, find_bytes};
@@ -139,7 +141,9 @@ impl Pass<'_> {
     }
 
     /// The packages with their verdicts, and the bytes of those that may come into force.
-    async fn candidates(&self) -> Result<(Vec<Candidate>, BTreeMap<String, (PolicyPackageSpec, Option<String>)>), ReconcileError> {
+    async fn candidates(
+        &self,
+    ) -> Result<(Vec<Candidate>, BTreeMap<String, (PolicyPackageSpec, Option<String>)>), ReconcileError> {
         let (mut candidates, mut bytes) = (Vec::new(), BTreeMap::new());
         for package in self.packages.iter().filter_map(|p| p.0.as_ref().ok()) {
             let verdict = judge(self.ctx, self.tenant, &package.spec).await?;
@@ -186,7 +190,9 @@ impl Pass<'_> {
         if there.is_some_and(|r| r.owner_references().iter().any(|o| o.uid == uid)) {
             return Ok(());
         }
-        let Ok(bytes) = find_bytes(&self.ctx.objects, &self.tenant.name, stable, &self.tenant.signers) else { return Ok(()) };
+        let Ok(bytes) = find_bytes(&self.ctx.objects, &self.tenant.name, stable, &self.tenant.signers) else {
+            return Ok(());
+        };
         if check(&bytes, stable, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok() {
             self.keep(&bytes.spec, &stable.digest, bytes.public_key).await?;
         }
@@ -208,7 +214,9 @@ impl Pass<'_> {
             let preconditions = Preconditions { uid: old.uid(), resource_version: old.resource_version() };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
             match call("controllerrevisions", api.delete(&old.name_any(), &params)).await {
-                Ok(_) => tracing::info!(tenant = %self.tenant.name, name = %old.name_any(), "package bytes beyond the history limit deleted"),
+                Ok(_) => {
+                    tracing::info!(tenant = %self.tenant.name, name = %old.name_any(), "package bytes beyond the history limit deleted")
+                }
                 Err(error) if error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -250,7 +258,8 @@ pub async fn keep_bytes(
     if same_data && same_owner {
         return Ok(());
     }
-    let mut kept = ControllerRevision { data: RawExtension(data), revision: Some(revision), ..ControllerRevision::default() };
+    let mut kept =
+        ControllerRevision { data: RawExtension(data), revision: Some(revision), ..ControllerRevision::default() };
     kept.metadata.name = Some(name.clone());
     kept.metadata.owner_references = owner.clone().map(|o| vec![o]);
     kept.labels_mut().insert(BYTES_LABEL.into(), "true".into());
@@ -272,8 +281,12 @@ pub async fn keep_bytes(
     tracing::info!(%namespace, %name, "package bytes are written anew: signed by another key, or owned by a rollout that is gone");
     if let Some(old) = there {
         let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
-        match call("controllerrevisions", api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() })).await {
-            Err(error) if !error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => return Err(error.into()),
+        match call("controllerrevisions", api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }))
+            .await
+        {
+            Err(error) if !error.status().is_some_and(|s| s.is_not_found() || s.is_conflict()) => {
+                return Err(error.into());
+            }
             _ => {}
         }
     }

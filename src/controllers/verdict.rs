@@ -10,8 +10,8 @@ use super::{Context, ReconcileError};
 use crate::api::PolicyPackageSpec;
 use crate::package::run_tests;
 use crate::policy::{
-    CompiledPackage, Refusal, RefusalCode, Side, Signer, Verified, VerifyContext, base_platform, digest, signature_needed,
-    verify_first,
+    CompiledPackage, Refusal, RefusalCode, Side, Signer, Verified, VerifyContext, base_platform, digest,
+    signature_needed, verify_first,
 };
 use crate::source::index::signers;
 

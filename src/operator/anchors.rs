@@ -1,8 +1,8 @@
 //! Anchors as ConfigMaps of the operator's namespace: whoever can change the database can't change these.
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
-use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::json;
 
 use crate::api::{Envelope, MANAGER};
@@ -24,7 +24,8 @@ impl ConfigMapSink {
 impl AnchorSink for ConfigMapSink {
     fn publish<'a>(&'a self, writer: &'a str, anchor: &'a Envelope) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            let text = serde_json::to_string(anchor).map_err(|e| StoreError::Corrupt { what: "anchor", why: e.to_string() })?;
+            let text = serde_json::to_string(anchor)
+                .map_err(|e| StoreError::Corrupt { what: "anchor", why: e.to_string() })?;
             let name = format!("remit-anchor-{}", writer.to_ascii_lowercase());
             let body = json!({
                 "apiVersion": "v1",

@@ -47,8 +47,16 @@ impl Collector for Numbers {
         };
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         gauge("remit_journal_healthy", "1 while the last commit succeeded", journal.healthy.load(Ordering::Relaxed))?;
-        gauge("remit_journal_queue_depth", "Records that wait", i64::try_from(self.store.queue_depth()).unwrap_or(i64::MAX))?;
-        gauge("remit_journal_head_sequence", "Sequence number of the last record", number(journal.head_seq.load(Ordering::Relaxed)))?;
+        gauge(
+            "remit_journal_queue_depth",
+            "Records that wait",
+            i64::try_from(self.store.queue_depth()).unwrap_or(i64::MAX),
+        )?;
+        gauge(
+            "remit_journal_head_sequence",
+            "Sequence number of the last record",
+            number(journal.head_seq.load(Ordering::Relaxed)),
+        )?;
         gauge(
             "remit_journal_anchored_sequence",
             "Sequence number that the last anchor covers",

@@ -58,7 +58,9 @@ pub async fn audit_records(
     let (mut after, mut limit) = (0, AUDIT_ROWS.0);
     for (name, value) in parameters(&query.unwrap_or_default())? {
         match name.as_str() {
-            "after" => after = value.parse().map_err(|_| HttpError::field(WRONG, "after", "must be a sequence number"))?,
+            "after" => {
+                after = value.parse().map_err(|_| HttpError::field(WRONG, "after", "must be a sequence number"))?
+            }
             "limit" => limit = number("limit", &value, AUDIT_ROWS.1)?,
             _ => return Err(unknown(&name, "after, limit")),
         }
@@ -92,7 +94,8 @@ async fn authorized(state: &Server, parts: &Parts, namespace: &str) -> Result<()
     if may(state, &caller.identity, "get", "decisions", namespace).await? {
         return Ok(());
     }
-    let message = format!("{:?} may not `get` `decisions.remit.dev` in namespace {namespace:?}.", caller.identity.username);
+    let message =
+        format!("{:?} may not `get` `decisions.remit.dev` in namespace {namespace:?}.", caller.identity.username);
     Err(HttpError::forbidden("not_allowed", message))
 }
 
@@ -128,7 +131,9 @@ fn filter(query: &str) -> Result<DecisionFilter, HttpError> {
         }
     }
     match (filter.since, filter.until) {
-        (Some(since), Some(until)) if since >= until => Err(HttpError::field(WRONG, "until", "must be later than since")),
+        (Some(since), Some(until)) if since >= until => {
+            Err(HttpError::field(WRONG, "until", "must be later than since"))
+        }
         _ => Ok(filter),
     }
 }
@@ -189,7 +194,10 @@ mod tests {
     #[test]
     fn filters_are_read_and_decoded() {
         let f = filter("agent=coder&delegator=alice%40acme&outcome=deny&since=2026-01-01T00:00:00Z&until=2026-01-02T00%3A00%3A00%2B01%3A00&limit=1000").unwrap();
-        assert_eq!((f.agent.as_deref(), f.delegator.as_deref(), f.outcome.as_deref()), (Some("coder"), Some("alice@acme"), Some("deny")));
+        assert_eq!(
+            (f.agent.as_deref(), f.delegator.as_deref(), f.outcome.as_deref()),
+            (Some("coder"), Some("alice@acme"), Some("deny"))
+        );
         assert_eq!((f.since.unwrap().to_string().as_str(), f.limit), ("2026-01-01T00:00:00Z", Some(1000)));
         assert_eq!(f.until.unwrap().to_string(), "2026-01-01T23:00:00Z");
     }

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::clock::Clock;
 use super::metrics::Metrics;
-use super::reviews::{Answer, Failures, Reviews, NoVerdict};
+use super::reviews::{Answer, Failures, NoVerdict, Reviews};
 
 /// Longest token that is looked at, bytes.
 const MAX_TOKEN: usize = 16 * 1024;
@@ -189,12 +189,18 @@ enum OneOrMany {
 }
 
 /// A cheap look at a token: could the API server accept it? Says when it expires. Proves nothing.
-pub fn prefilter(token: &str, audience: Audience, issuer: Option<&str>, now: Timestamp) -> Result<Timestamp, AuthnError> {
+pub fn prefilter(
+    token: &str,
+    audience: Audience,
+    issuer: Option<&str>,
+    now: Timestamp,
+) -> Result<Timestamp, AuthnError> {
     if token.len() > MAX_TOKEN {
         return Err(AuthnError::Malformed("too long"));
     }
     let mut parts = token.split('.');
-    let (Some(header), Some(claims), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(header), Some(claims), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Err(AuthnError::Malformed("it has not three parts"));
     };
     let header: JwtHeader = decode(header).ok_or(AuthnError::Malformed("its header can't be read"))?;
@@ -349,7 +355,11 @@ mod tests {
     }
 
     impl TokenReviewer for ApiServer {
-        fn review<'a>(&'a self, token: &'a str, audience: &'a str) -> BoxFuture<'a, Result<TokenReviewStatus, NoVerdict>> {
+        fn review<'a>(
+            &'a self,
+            token: &'a str,
+            audience: &'a str,
+        ) -> BoxFuture<'a, Result<TokenReviewStatus, NoVerdict>> {
             Box::pin(async move {
                 if self.away.load(Ordering::SeqCst) {
                     return Err(NoVerdict::Away("connection refused".into()));
@@ -358,7 +368,11 @@ mod tests {
                 self.seen.lock().unwrap().push(audience.to_owned());
                 tokio::task::yield_now().await;
                 let good = token.ends_with(".good");
-                Ok(if good { status(Some(&[audience])) } else { TokenReviewStatus { authenticated: Some(false), ..TokenReviewStatus::default() } })
+                Ok(if good {
+                    status(Some(&[audience]))
+                } else {
+                    TokenReviewStatus { authenticated: Some(false), ..TokenReviewStatus::default() }
+                })
             })
         }
     }
@@ -386,7 +400,11 @@ mod tests {
         assert_eq!(accept(&status(Some(&["remit"])), Audience::Admin), Err(AuthnError::Audience("remit-admin")));
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let foreign = jwt(&json!({"aud": ["vault"], "exp": 1_800_003_600}), "good");
-        assert_eq!(prefilter(&foreign, Audience::Checks, None, now), Err(AuthnError::Audience("remit")), "not even asked");
+        assert_eq!(
+            prefilter(&foreign, Audience::Checks, None, now),
+            Err(AuthnError::Audience("remit")),
+            "not even asked"
+        );
     }
 
     #[test]
@@ -410,7 +428,11 @@ mod tests {
         for bad in ["", "a", "a.b", "a.b.c", "a.b.c.d", &"x".repeat(20_000), &jwt(&claims, "")] {
             assert!(matches!(look(bad), Err(AuthnError::Malformed(_))), "{bad:.20}");
         }
-        let none = format!("{}.{}.sig", URL_SAFE_NO_PAD.encode(r#"{"alg":"nOnE"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()));
+        let none = format!(
+            "{}.{}.sig",
+            URL_SAFE_NO_PAD.encode(r#"{"alg":"nOnE"}"#),
+            URL_SAFE_NO_PAD.encode(claims.to_string())
+        );
         assert!(matches!(look(&none), Err(AuthnError::Malformed(_))));
         let with = |key: &str, value: Value| {
             let mut claims = claims.clone();

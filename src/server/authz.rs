@@ -9,7 +9,7 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use super::authn::{BoxFuture, Identity};
 use super::clock::Clock;
 use super::metrics::Metrics;
-use super::reviews::{Answer, Reviews, NoVerdict};
+use super::reviews::{Answer, NoVerdict, Reviews};
 
 /// Questions whose answer is remembered.
 const ANSWERS: usize = 8192;

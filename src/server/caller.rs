@@ -63,7 +63,10 @@ pub async fn call(
         (Some(tenant), _) => named(tenant)?,
         (None, Some(IdentityOwner::Agent { tenant, .. })) => tenant.clone(),
         (None, _) => identity.namespace().map(str::to_owned).ok_or_else(|| {
-            HttpError::bad_request("tenant_needed", "The caller is no ServiceAccount: name the tenant, as in /tenants/NAME/…")
+            HttpError::bad_request(
+                "tenant_needed",
+                "The caller is no ServiceAccount: name the tenant, as in /tenants/NAME/…",
+            )
         })?,
     };
     let kind = if owner.is_some() { CallerKind::Agent } else { CallerKind::Gateway };
@@ -76,7 +79,10 @@ pub async fn call(
         }
         Some(IdentityOwner::Conflict) => Some(Refusal {
             code: "identity_conflict",
-            reason: format!("Several Agents claim the identity {:?}: until one of them is left, it may not ask.", identity.username),
+            reason: format!(
+                "Several Agents claim the identity {:?}: until one of them is left, it may not ask.",
+                identity.username
+            ),
             kept_by: own(),
         }),
         None if may(state, &identity, "check", "agents", &tenant).await? => None,
@@ -136,7 +142,10 @@ pub async fn may(
 ) -> Result<bool, HttpError> {
     let ask = Ask { verb, resource, namespace: namespace.to_owned() };
     state.authorizer.allowed(who, ask).await.map_err(|_| {
-        HttpError::unavailable("authorization_unavailable", "The API server can't be asked about the caller's rights now.")
+        HttpError::unavailable(
+            "authorization_unavailable",
+            "The API server can't be asked about the caller's rights now.",
+        )
     })
 }
 

@@ -109,7 +109,13 @@ fn session(state: &AppState, call: &Call, request: &CheckRequest) -> SessionStat
 }
 
 /// Keeps the record of a caller that may not ask.
-pub fn refuse(state: &AppState, call: &Call, refusal: &Refusal, request: &CheckRequest, request_id: Option<&str>) -> HttpError {
+pub fn refuse(
+    state: &AppState,
+    call: &Call,
+    refusal: &Refusal,
+    request: &CheckRequest,
+    request_id: Option<&str>,
+) -> HttpError {
     let id = Uuid::now_v7().to_string();
     let now = state.clock.now();
     let input = input(state, call, &refusal.kept_by, request, SessionState::NotNamed, now, &id, request_id);
@@ -156,7 +162,11 @@ impl Pending {
         if let Some(queued) = commit {
             let waited = state.clock.instant();
             if let Err(why) = committed(queued, state.settings.commit_timeout).await {
-                tracing::error!(decision_id = answer.context.decision_id, why, "an allow was withheld: its record is not committed");
+                tracing::error!(
+                    decision_id = answer.context.decision_id,
+                    why,
+                    "an allow was withheld: its record is not committed"
+                );
                 state.metrics.decided("deny", "audit_unavailable", took);
                 let reason = "The record of this decision can't be kept now, so nothing is allowed.";
                 return Ok(Answer::denied("audit_unavailable", reason, answer.context.decision_id));

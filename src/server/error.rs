@@ -93,7 +93,11 @@ impl HttpError {
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             // RFC 6750, 3: without credentials no error code.
-            let value = if self.code == "token_missing" { r#"Bearer realm="remit""# } else { r#"Bearer realm="remit", error="invalid_token""# };
+            let value = if self.code == "token_missing" {
+                r#"Bearer realm="remit""#
+            } else {
+                r#"Bearer realm="remit", error="invalid_token""#
+            };
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(value));
         }
         if let Some(seconds) = self.retry_after {

@@ -72,7 +72,12 @@ pub async fn many(
     }
 }
 
-async fn single(state: &AppState, call: &Arc<Call>, question: CheckRequest, id: Option<&str>) -> Result<Answer, HttpError> {
+async fn single(
+    state: &AppState,
+    call: &Arc<Call>,
+    question: CheckRequest,
+    id: Option<&str>,
+) -> Result<Answer, HttpError> {
     check::check(state, call, question, id).await?.answer(state).await
 }
 

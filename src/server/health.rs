@@ -30,9 +30,8 @@ async fn metrics(State(state): State<AppState>) -> Response {
     state.metrics.snapshot(state.freshness.age(state.clock.instant()), state.snapshot.load().generation);
     state.metrics.journal(state.journal.status());
     match state.metrics.text() {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
-        }
+        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

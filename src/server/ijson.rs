@@ -29,7 +29,10 @@ pub struct JsonError {
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonError> {
     match parse(bytes)? {
         Value::Object(map) => Ok(map),
-        other => Err(JsonError { field: String::new(), message: format!("the body must be a JSON object, not {}", kind(&other)) }),
+        other => Err(JsonError {
+            field: String::new(),
+            message: format!("the body must be a JSON object, not {}", kind(&other)),
+        }),
     }
 }
 
@@ -223,7 +226,9 @@ mod tests {
 
     #[test]
     fn numbers_are_the_same_for_every_reader() {
-        for bad in ["9007199254740992", "-9007199254740992", "18446744073709551616", "1e300", "123456789012345678901234567890"] {
+        for bad in
+            ["9007199254740992", "-9007199254740992", "18446744073709551616", "1e300", "123456789012345678901234567890"]
+        {
             assert!(refused(&format!(r#"{{"n":{bad}}}"#)).message.contains("2^53-1"), "{bad}");
             assert_eq!(refused(&format!(r#"{{"n":{bad}}}"#)).field, "n");
         }

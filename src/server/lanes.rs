@@ -58,7 +58,8 @@ impl Lanes {
         if lanes.len() > KEPT {
             lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || lane.running.available_permits() == 0);
         }
-        let new = || Arc::new(Lane { running: Arc::new(Semaphore::new(1)), waiting: Arc::new(Semaphore::new(WAITING)) });
+        let new =
+            || Arc::new(Lane { running: Arc::new(Semaphore::new(1)), waiting: Arc::new(Semaphore::new(WAITING)) });
         lanes.entry(tenant.to_owned()).or_insert_with(new).clone()
     }
 }

@@ -99,7 +99,12 @@ impl Metrics {
         r.register("connections", "Open connections", connections.clone());
         r.register("connections_failed", "Connections that ended before a request", handshakes_failed.clone());
         r.register("sessions", "Live sessions", sessions.clone());
-        r.register_with_unit("snapshot_age", "Time since the feed last showed life", Unit::Seconds, snapshot_age.clone());
+        r.register_with_unit(
+            "snapshot_age",
+            "Time since the feed last showed life",
+            Unit::Seconds,
+            snapshot_age.clone(),
+        );
         r.register("snapshot_generation", "How often the snapshot was swapped", snapshot_generation.clone());
         r.register("journal_queue_depth", "Records that wait for the journal's writer", journal.depth.clone());
         r.register("journal_records", "Records committed since the start", journal.committed.clone());

@@ -40,7 +40,8 @@ use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 
 pub use authn::{
-    Audience, Authenticated, Authenticator, AuthnError, BoxFuture, Identity, ReviewedTokens, TokenReviewer, accept, prefilter,
+    Audience, Authenticated, Authenticator, AuthnError, BoxFuture, Identity, ReviewedTokens, TokenReviewer, accept,
+    prefilter,
 };
 pub use authz::{AccessReviewer, Ask, Authorizer, ReviewedAccess};
 pub use clock::{Clock, SystemClock};
@@ -125,7 +126,10 @@ impl Server {
             None => Err(HttpError::unavailable("not_synced", "Remit has not read its objects yet.")),
             Some(age) if age > self.settings.max_staleness => Err(HttpError::unavailable(
                 "snapshot_stale",
-                format!("Remit last heard from the API server {} s ago, and answers nothing for that long.", age.as_secs()),
+                format!(
+                    "Remit last heard from the API server {} s ago, and answers nothing for that long.",
+                    age.as_secs()
+                ),
             )),
             Some(_) => Ok(self.snapshot.load_full()),
         }

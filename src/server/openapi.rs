@@ -56,34 +56,50 @@ fn paths() -> Value {
             parameters
         };
         let session = || vec![reference("parameters", "Session")];
-        let of = if tenant { "The tenant in the path." } else { "The tenant is the one of the caller's ServiceAccount." };
-        paths.insert(format!("{prefix}/access/v1/evaluation"), json!({"post": {
-            "operationId": id("evaluation"), "tags": ["AuthZEN"], "summary": "May this be done?", "description": of,
-            "parameters": with(vec![]), "requestBody": body("EvaluationRequest", true),
-            "responses": responses("200", "The decision.", "Decision")
-        }}));
-        paths.insert(format!("{prefix}/access/v1/evaluations"), json!({"post": {
-            "operationId": id("evaluations"), "tags": ["AuthZEN"], "summary": "May these be done?",
-            "description": format!("{of} At most 1,000 items; without items, or with none, this is `evaluation`."),
-            "parameters": with(vec![]), "requestBody": body("EvaluationsRequest", true),
-            "responses": responses("200", "The decisions, in order.", "EvaluationsResponse")
-        }}));
-        paths.insert(format!("{prefix}/sessions"), json!({"post": {
-            "operationId": id("openSession"), "tags": ["Sessions"], "summary": "Begin a session", "description": of,
-            "parameters": with(vec![]), "requestBody": body("NewSession", false),
-            "responses": responses("201", "The session.", "Session")
-        }}));
-        let end = |operation: &str| json!({
-            "operationId": id(operation), "tags": ["Sessions"], "summary": "End a session", "description": of,
-            "parameters": with(session()), "responses": responses("200", "It has ended.", "Session")
-        });
+        let of =
+            if tenant { "The tenant in the path." } else { "The tenant is the one of the caller's ServiceAccount." };
+        paths.insert(
+            format!("{prefix}/access/v1/evaluation"),
+            json!({"post": {
+                "operationId": id("evaluation"), "tags": ["AuthZEN"], "summary": "May this be done?", "description": of,
+                "parameters": with(vec![]), "requestBody": body("EvaluationRequest", true),
+                "responses": responses("200", "The decision.", "Decision")
+            }}),
+        );
+        paths.insert(
+            format!("{prefix}/access/v1/evaluations"),
+            json!({"post": {
+                "operationId": id("evaluations"), "tags": ["AuthZEN"], "summary": "May these be done?",
+                "description": format!("{of} At most 1,000 items; without items, or with none, this is `evaluation`."),
+                "parameters": with(vec![]), "requestBody": body("EvaluationsRequest", true),
+                "responses": responses("200", "The decisions, in order.", "EvaluationsResponse")
+            }}),
+        );
+        paths.insert(
+            format!("{prefix}/sessions"),
+            json!({"post": {
+                "operationId": id("openSession"), "tags": ["Sessions"], "summary": "Begin a session", "description": of,
+                "parameters": with(vec![]), "requestBody": body("NewSession", false),
+                "responses": responses("201", "The session.", "Session")
+            }}),
+        );
+        let end = |operation: &str| {
+            json!({
+                "operationId": id(operation), "tags": ["Sessions"], "summary": "End a session", "description": of,
+                "parameters": with(session()), "responses": responses("200", "It has ended.", "Session")
+            })
+        };
         paths.insert(format!("{prefix}/sessions/{{id}}"), json!({"delete": end("deleteSession")}));
         paths.insert(format!("{prefix}/sessions/{{id}}/end"), json!({"post": end("endSession")}));
         paths.insert(format!("{prefix}/sessions/{{id}}/heartbeat"), json!({"post": {
             "operationId": id("heartbeat"), "tags": ["Sessions"], "summary": "Keep a session alive", "description": of,
             "parameters": with(session()), "responses": responses("200", "It lives.", "Session")
         }}));
-        let known = if tenant { "/.well-known/authzen-configuration/tenants/{tenant}" } else { "/.well-known/authzen-configuration" };
+        let known = if tenant {
+            "/.well-known/authzen-configuration/tenants/{tenant}"
+        } else {
+            "/.well-known/authzen-configuration"
+        };
         paths.insert(known.to_owned(), json!({"get": {
             "operationId": id("metadata"), "tags": ["AuthZEN"], "summary": "Policy decision point metadata", "security": [],
             "parameters": with(vec![]), "responses": responses("200", "The metadata.", "Metadata")
@@ -115,11 +131,14 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
     .collect();
     let mut of_tenant = vec![reference("parameters", "Tenant")];
     of_tenant.extend(filters);
-    paths.insert("/admin/tenants/{tenant}/decisions".into(), json!({"get": {
-        "operationId": "listDecisions", "tags": ["Record"], "summary": "Decisions of a tenant, newest first",
-        "description": "Needs verb `get` on `decisions.remit.dev` in the namespace.", "security": security,
-        "parameters": of_tenant, "responses": responses("200", "A page.", "DecisionPage")
-    }}));
+    paths.insert(
+        "/admin/tenants/{tenant}/decisions".into(),
+        json!({"get": {
+            "operationId": "listDecisions", "tags": ["Record"], "summary": "Decisions of a tenant, newest first",
+            "description": "Needs verb `get` on `decisions.remit.dev` in the namespace.", "security": security,
+            "parameters": of_tenant, "responses": responses("200", "A page.", "DecisionPage")
+        }}),
+    );
     paths.insert("/admin/tenants/{tenant}/decisions/{id}".into(), json!({"get": {
         "operationId": "getDecision", "tags": ["Record"], "summary": "One decision",
         "description": "Needs verb `get` on `decisions.remit.dev` in the namespace.", "security": security,
@@ -164,7 +183,8 @@ fn schemas() -> Value {
     let text = json!({"type": "string", "minLength": 1, "maxLength": 1024});
     let properties = json!({"type": "object", "description": "Attributes. Only what the package's mapping takes from the caller is used."});
     let entity = json!({"type": "object", "required": ["type", "id"], "properties": {"type": text, "id": text, "properties": properties}});
-    let action = json!({"type": "object", "required": ["name"], "properties": {"name": text, "properties": properties}});
+    let action =
+        json!({"type": "object", "required": ["name"], "properties": {"name": text, "properties": properties}});
     let context = json!({"type": "object", "properties": {
         "arguments": {"type": "object", "description": "The call's arguments."},
         "session": {"type": "string", "description": "A session that Remit issued."},

@@ -64,7 +64,9 @@ impl AccessReviewer for KubeReviews {
         Box::pin(async move {
             let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
             let asked = limited(async { api.create(&PostParams::default(), &review).await }).await?;
-            let status = asked.status.ok_or_else(|| NoVerdict::Refused("the SubjectAccessReview came back without status".into()))?;
+            let status = asked
+                .status
+                .ok_or_else(|| NoVerdict::Refused("the SubjectAccessReview came back without status".into()))?;
             // `denied` wins over `allowed`, as in the API server.
             Ok(status.allowed && status.denied != Some(true))
         })

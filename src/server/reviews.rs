@@ -155,7 +155,12 @@ impl<K: Eq + Hash, V> Drop for Landing<'_, K, V> {
     }
 }
 
-fn make_room<K: Clone + Eq + Hash, V: Clone>(entries: &mut HashMap<K, Entry<V>>, key: &K, capacity: usize, now: Instant) {
+fn make_room<K: Clone + Eq + Hash, V: Clone>(
+    entries: &mut HashMap<K, Entry<V>>,
+    key: &K,
+    capacity: usize,
+    now: Instant,
+) {
     if entries.len() < capacity || entries.contains_key(key) {
         return;
     }
@@ -261,7 +266,10 @@ mod tests {
         assert!(reviews.look(&2, t + Duration::from_millis(2999)).is_some());
         assert!(reviews.look(&2, t + Duration::from_secs(3)).is_none());
         let later = t + Duration::from_secs(4);
-        assert!(reviews.get(&2, later, || async { down() }).await.is_err(), "an expired token is not used while the API server is away");
+        assert!(
+            reviews.get(&2, later, || async { down() }).await.is_err(),
+            "an expired token is not used while the API server is away"
+        );
     }
 
     #[tokio::test]

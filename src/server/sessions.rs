@@ -155,9 +155,10 @@ impl Sessions {
 fn not_done(error: SessionError) -> HttpError {
     match error {
         SessionError::Unknown => HttpError::not_found("session_unknown", "No live session of this agent has this id."),
-        SessionError::TooMany => {
-            HttpError { status: StatusCode::TOO_MANY_REQUESTS, ..HttpError::bad_request("too_many_sessions", error.to_string()) }
-        }
+        SessionError::TooMany => HttpError {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            ..HttpError::bad_request("too_many_sessions", error.to_string())
+        },
     }
 }
 
@@ -192,7 +193,9 @@ pub async fn open(
         (Some((_, own)), Some(named)) if *own == named => named,
         (Some(_), Some(_)) => return Err(foreign()),
         (None, Some(named)) => named,
-        (None, None) => return Err(HttpError::field("invalid_request", "agent", "is required: a gateway names the agent")),
+        (None, None) => {
+            return Err(HttpError::field("invalid_request", "agent", "is required: a gateway names the agent"));
+        }
     };
     let agent = tenant.agents.get(&name).ok_or_else(|| {
         HttpError::not_found("unknown_agent", format!("Tenant {:?} has no Agent {name:?}.", tenant.name))
@@ -231,7 +234,8 @@ pub async fn end(
     let (id, owner, _) = of(&state, params.as_ref(), request).await?;
     state.sessions.end(state.store.as_ref(), &id, &owner, state.clock.now()).await?;
     tracing::info!(session = id, tenant = owner.tenant, agent = owner.agent, "a session ended");
-    Ok(Json(SessionAnswer { session: id, agent: owner.agent, expires_after_seconds: None, ended: Some(true) }).into_response())
+    Ok(Json(SessionAnswer { session: id, agent: owner.agent, expires_after_seconds: None, ended: Some(true) })
+        .into_response())
 }
 
 /// The session in the path, as far as the caller may touch it.
@@ -259,9 +263,11 @@ fn tenant(call: &Call) -> Result<&Tenant, HttpError> {
     if call.caller.agent.as_ref().is_some_and(|(own, _)| *own != call.tenant) {
         return Err(foreign());
     }
-    call.snapshot.tenants.get(&call.tenant).map(AsRef::as_ref).ok_or_else(|| {
-        HttpError::not_found("unknown_tenant", format!("Remit knows no tenant {:?}.", call.tenant))
-    })
+    call.snapshot
+        .tenants
+        .get(&call.tenant)
+        .map(AsRef::as_ref)
+        .ok_or_else(|| HttpError::not_found("unknown_tenant", format!("Remit knows no tenant {:?}.", call.tenant)))
 }
 
 fn foreign() -> HttpError {
@@ -276,7 +282,9 @@ fn named_agent(body: &Map<String, Value>) -> Result<Option<String>, HttpError> {
     match body.get("agent") {
         None => Ok(None),
         Some(Value::String(name)) => Ok(Some(name.clone())),
-        Some(other) => Err(HttpError::field("invalid_request", "agent", format!("must be a string, not {}", ijson::kind(other)))),
+        Some(other) => {
+            Err(HttpError::field("invalid_request", "agent", format!("must be a string, not {}", ijson::kind(other))))
+        }
     }
 }
 

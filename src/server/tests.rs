@@ -54,11 +54,15 @@ async fn who_may_not_ask_is_refused_and_recorded_where_it_belongs() {
     assert_eq!(w.ask("acme:twin", "coder", "git/allow").await.code(), (403, "identity_conflict"));
     let records = w.journal.records.lock().unwrap();
     let kept: Vec<_> = records.iter().map(|r| (r.tenant.as_str(), r.outcome.as_str(), r.code.as_str())).collect();
-    assert_eq!(kept, [
-        ("evil", "refused", "not_allowed"),
-        ("other", "refused", "not_allowed"),
-        ("acme", "refused", "identity_conflict"),
-    ], "nobody fills another tenant's journal");
+    assert_eq!(
+        kept,
+        [
+            ("evil", "refused", "not_allowed"),
+            ("other", "refused", "not_allowed"),
+            ("acme", "refused", "identity_conflict"),
+        ],
+        "nobody fills another tenant's journal"
+    );
     assert_eq!(records[0].id, stranger.body["decision_id"]);
 }
 
@@ -148,7 +152,8 @@ async fn bodies_are_strict() {
     assert_eq!(w.send(chunked.unwrap()).await.code(), (413, "body_too_large"), "also without a length");
     let text = with_token(Request::post(ONE), "acme:coder").header("content-type", "text/plain");
     assert_eq!(w.send(text.body(Body::from("{}")).unwrap()).await.code(), (415, "unsupported_media_type"));
-    let charset = with_token(Request::post(ONE), "acme:coder").header("content-type", "Application/JSON; charset=utf-8");
+    let charset =
+        with_token(Request::post(ONE), "acme:coder").header("content-type", "Application/JSON; charset=utf-8");
     let charset = charset.body(Body::from(question("coder", "git/allow").to_string())).unwrap();
     assert_eq!(w.send(charset).await.status, 200);
     assert!(w.journal.outcomes().len() == 1, "what can't be read has no effect");
@@ -186,8 +191,10 @@ async fn the_request_id_is_echoed_and_kept() {
 }
 
 fn batch(tools: &[&str], semantic: Option<&str>) -> Value {
-    let items: Vec<Value> = tools.iter().map(|t| json!({"resource": {"type": "tool", "id": format!("git/{t}")}})).collect();
-    let mut body = json!({"subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"}, "evaluations": items});
+    let items: Vec<Value> =
+        tools.iter().map(|t| json!({"resource": {"type": "tool", "id": format!("git/{t}")}})).collect();
+    let mut body =
+        json!({"subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"}, "evaluations": items});
     if let Some(semantic) = semantic {
         body["options"] = json!({"evaluations_semantic": semantic, "another_option": 1});
     }
@@ -209,8 +216,15 @@ async fn every_semantic_of_evaluations() {
     assert_eq!(decisions(&w, &tools, Some("execute_all")).await, [true, false, true, false]);
     assert_eq!(w.journal.outcomes().len(), 8);
     assert_eq!(decisions(&w, &tools, Some("deny_on_first_deny")).await, [true, false]);
-    assert_eq!(decisions(&w, &["allow", "bad", "allow"], Some("deny_on_first_deny")).await, [true, false], "an error is a denial");
-    assert_eq!(decisions(&w, &["deny", "bad", "allow", "allow"], Some("permit_on_first_permit")).await, [false, false, true]);
+    assert_eq!(
+        decisions(&w, &["allow", "bad", "allow"], Some("deny_on_first_deny")).await,
+        [true, false],
+        "an error is a denial"
+    );
+    assert_eq!(
+        decisions(&w, &["deny", "bad", "allow", "allow"], Some("permit_on_first_permit")).await,
+        [false, false, true]
+    );
     assert_eq!(w.journal.outcomes().len(), 8 + 2 + 2 + 3, "what comes after the end is neither evaluated nor recorded");
     let unknown = w.post("acme:coder", MANY, &batch(&["allow"], Some("any"))).await;
     assert_eq!(unknown.body["field"], "options.evaluations_semantic");
@@ -232,7 +246,10 @@ async fn errors_of_items_stand_in_their_context() {
     let reply = w.post("acme:coder", MANY, &body).await;
     let items = &reply.body["evaluations"];
     assert_eq!(items[0]["decision"], json!(true));
-    assert_eq!(items[1]["context"]["error"], json!({"status": 400, "message": "resource.properties.owner: is the package's"}));
+    assert_eq!(
+        items[1]["context"]["error"],
+        json!({"status": 400, "message": "resource.properties.owner: is the package's"})
+    );
     assert!(items[1]["context"]["decision_id"].is_string());
     assert_eq!(items[2]["decision"], json!(false));
     assert_eq!(items[2]["context"]["error"]["status"], 400);
@@ -302,14 +319,19 @@ async fn like_bomb_argument_leaves_other_tenants_checks_going() {
 #[tokio::test]
 async fn metadata_names_the_address_that_the_client_used() {
     let w = World::new().await;
-    let get = async |path: &str, host: &str| w.send(Request::get(path).header("host", host).body(Body::empty()).unwrap()).await;
+    let get = async |path: &str, host: &str| {
+        w.send(Request::get(path).header("host", host).body(Body::empty()).unwrap()).await
+    };
     let plain = get("/.well-known/authzen-configuration", "pdp.example.com").await;
     assert_eq!(plain.status, 200);
-    assert_eq!(plain.body, json!({
-        "policy_decision_point": "https://pdp.example.com",
-        "access_evaluation_endpoint": "https://pdp.example.com/access/v1/evaluation",
-        "access_evaluations_endpoint": "https://pdp.example.com/access/v1/evaluations",
-    }));
+    assert_eq!(
+        plain.body,
+        json!({
+            "policy_decision_point": "https://pdp.example.com",
+            "access_evaluation_endpoint": "https://pdp.example.com/access/v1/evaluation",
+            "access_evaluations_endpoint": "https://pdp.example.com/access/v1/evaluations",
+        })
+    );
     let tenant = get("/.well-known/authzen-configuration/tenants/acme", "127.0.0.1:8443").await;
     assert_eq!(tenant.body["policy_decision_point"], "https://127.0.0.1:8443/tenants/acme");
     assert_eq!(tenant.body["access_evaluation_endpoint"], "https://127.0.0.1:8443/tenants/acme/access/v1/evaluation");
@@ -320,7 +342,10 @@ async fn metadata_names_the_address_that_the_client_used() {
 async fn sessions_live_over_http_and_over_a_restart() {
     let w = World::new().await;
     let open = w.post("acme:coder", "/sessions", &json!({})).await;
-    assert_eq!((open.status, &open.body["agent"], &open.body["expires_after_seconds"]), (201, &json!("coder"), &json!(60)));
+    assert_eq!(
+        (open.status, &open.body["agent"], &open.body["expires_after_seconds"]),
+        (201, &json!("coder"), &json!(60))
+    );
     let id = open.body["session"].as_str().unwrap().to_owned();
     assert_eq!(id.len(), 32);
     let ask = async |w: &World, token: &str, agent: &str| {
@@ -332,7 +357,9 @@ async fn sessions_live_over_http_and_over_a_restart() {
     assert_eq!(ask(&w, "acme:coder", "coder").await, "allowed:Live");
     assert_eq!(ask(&w, "acme:planner", "planner").await, "allowed:Unknown", "another agent's");
     assert_eq!(ask(&w, "other:coder", "coder").await, "allowed:Unknown", "another tenant's");
-    for (token, verb) in [("acme:planner", "heartbeat"), ("acme:planner", "end"), ("other:coder", "end"), ("other:gateway", "end")] {
+    for (token, verb) in
+        [("acme:planner", "heartbeat"), ("acme:planner", "end"), ("other:coder", "end"), ("other:gateway", "end")]
+    {
         let reply = w.post(token, &format!("/sessions/{id}/{verb}"), &json!({})).await;
         assert_eq!(reply.code(), (404, "session_unknown"), "{token} {verb}");
     }
@@ -377,7 +404,10 @@ async fn sessions_are_opened_only_for_whom_one_may_speak() {
     assert_eq!(open("acme:gateway", "/sessions", json!({})).await.body["field"], "agent");
     assert_eq!(open("acme:gateway", "/sessions", json!({"agent": "nobody"})).await.code(), (404, "unknown_agent"));
     assert_eq!(open("acme:gateway", "/sessions", json!({"agnet": "coder"})).await.body["field"], "agnet");
-    assert_eq!(open("evil:pod", "/tenants/acme/sessions", json!({"agent": "coder"})).await.code(), (403, "not_allowed"));
+    assert_eq!(
+        open("evil:pod", "/tenants/acme/sessions", json!({"agent": "coder"})).await.code(),
+        (403, "not_allowed")
+    );
     let plain = with_token(Request::post("/sessions"), "acme:coder").body(Body::empty()).unwrap();
     assert_eq!(w.send(plain).await.status, 201, "an agent needs no body");
 }
@@ -448,7 +478,12 @@ fn the_openapi_document_names_every_route_and_its_references_resolve() {
         let pointer = text[at + 9..].split('"').next().unwrap();
         assert!(document.pointer(&pointer[1..]).is_some(), "{pointer}");
     }
-    for path in ["/access/v1/evaluation", "/tenants/{tenant}/access/v1/evaluations", "/sessions/{id}/heartbeat", "/admin/audit/records"] {
+    for path in [
+        "/access/v1/evaluation",
+        "/tenants/{tenant}/access/v1/evaluations",
+        "/sessions/{id}/heartbeat",
+        "/admin/audit/records",
+    ] {
         assert!(document["paths"].get(path).is_some(), "{path}");
     }
 }

@@ -246,7 +246,9 @@ mod tests {
     async fn ask(running: &Running, ca: &str, path: &str) -> std::io::Result<String> {
         let name = ServerName::try_from("localhost").unwrap();
         let mut stream = client(ca).connect(name, TcpStream::connect(running.address).await?).await?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
+            .await?;
         let mut out = String::new();
         stream.read_to_string(&mut out).await?;
         Ok(out)
@@ -283,7 +285,10 @@ mod tests {
         };
         let (answer, ()) = tokio::join!(under_way, stopping);
         assert!(answer.unwrap().ends_with("slow"));
-        tokio::time::timeout(Duration::from_secs(5), running.task).await.expect("the idle connection does not hold it up").unwrap();
+        tokio::time::timeout(Duration::from_secs(5), running.task)
+            .await
+            .expect("the idle connection does not hold it up")
+            .unwrap();
         assert!(TcpStream::connect(running.address).await.is_err());
     }
 

@@ -53,7 +53,12 @@ pub fn question(mut body: Map<String, Value>) -> Result<CheckRequest, HttpError>
 
 /// A batch.
 pub fn questions(mut body: Map<String, Value>) -> Result<Questions, HttpError> {
-    near_misses(&body, "", &["context", "evaluations"], &["arguments", "session", "on_behalf_of", "evaluations_semantic"])?;
+    near_misses(
+        &body,
+        "",
+        &["context", "evaluations"],
+        &["arguments", "session", "on_behalf_of", "evaluations_semantic"],
+    )?;
     let items = match body.swap_remove("evaluations") {
         None => Vec::new(),
         Some(Value::Array(items)) => items,
@@ -100,7 +105,11 @@ fn semantic(options: Option<&Value>) -> Result<Semantic, HttpError> {
 }
 
 /// Reads one question from `item`, with `defaults` for the members that it leaves out (whole members, never merged).
-fn read(item: &mut Map<String, Value>, defaults: &mut Map<String, Value>, prefix: &str) -> Result<CheckRequest, HttpError> {
+fn read(
+    item: &mut Map<String, Value>,
+    defaults: &mut Map<String, Value>,
+    prefix: &str,
+) -> Result<CheckRequest, HttpError> {
     // A default is named by its own path, an item's by the item's.
     let mut take = |name: &str| match item.swap_remove(name) {
         Some(value) => (format!("{prefix}{name}"), Some(value)),
@@ -204,7 +213,10 @@ fn expected(path: &str, what: &str, got: &Value) -> HttpError {
 fn near_misses(map: &Map<String, Value>, prefix: &str, known: &[&str], inner: &[&str]) -> Result<(), HttpError> {
     if map.len() > MAX_MEMBERS {
         let place = if prefix.is_empty() { "the body" } else { prefix.trim_end_matches('.') };
-        return Err(HttpError::bad_request(WRONG, format!("{place}: has {} members, at most {MAX_MEMBERS} are taken", map.len())));
+        return Err(HttpError::bad_request(
+            WRONG,
+            format!("{place}: has {} members, at most {MAX_MEMBERS} are taken", map.len()),
+        ));
     }
     for key in map.keys() {
         if known.contains(&key.as_str()) {
@@ -227,7 +239,8 @@ fn looks_like(key: &str, known: &str) -> bool {
     if key.len() > known.len() + 4 {
         return false;
     }
-    let plain = |s: &str| s.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect::<Vec<_>>();
+    let plain =
+        |s: &str| s.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect::<Vec<_>>();
     let (a, b) = (plain(key), plain(known));
     distance(&a, &b) <= if b.len() >= 8 { 2 } else { 1 }
 }
@@ -313,7 +326,12 @@ impl Answer {
         let asks = asks.filter_map(|policy| {
             let ask = policy.ask.as_ref()?;
             let policy_id = gateway.then(|| policy.id.clone());
-            Some(AskedOf { group: ask.group.clone(), count: ask.count, reason: policy.reason.clone(), policy: policy_id })
+            Some(AskedOf {
+                group: ask.group.clone(),
+                count: ask.count,
+                reason: policy.reason.clone(),
+                policy: policy_id,
+            })
         });
         Self {
             decision: decision.outcome == Outcome::Allow,
@@ -402,7 +420,8 @@ mod tests {
 
     #[test]
     fn reads_what_remit_knows_and_ignores_what_it_does_not() {
-        let context = json!({"arguments": {"a": 1}, "session": "s", "on_behalf_of": "alice", "time": "now", "ip": "::1"});
+        let context =
+            json!({"arguments": {"a": 1}, "session": "s", "on_behalf_of": "alice", "time": "now", "ip": "::1"});
         let mut body = with("context", context);
         body.insert("foo".into(), json!("bar"));
         body.insert("futureField".into(), json!({"nested": true}));
@@ -417,7 +436,17 @@ mod tests {
 
     #[test]
     fn typo_property_never_widens() {
-        for typo in ["argument", "Arguments", "arguements", "args_", "onBehalfOf", "on-behalf-of", "on_behalf_off", "sesion", "sessions"] {
+        for typo in [
+            "argument",
+            "Arguments",
+            "arguements",
+            "args_",
+            "onBehalfOf",
+            "on-behalf-of",
+            "on_behalf_off",
+            "sesion",
+            "sessions",
+        ] {
             let error = question(with("context", json!({typo: {}})));
             if typo == "args_" {
                 assert!(error.is_ok(), "far from any known name");
@@ -436,7 +465,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_of_the_wrong_shape_is_named() {
-        for (key, sub) in [("subject", "type"), ("subject", "id"), ("action", "name"), ("resource", "type"), ("resource", "id")] {
+        for (key, sub) in
+            [("subject", "type"), ("subject", "id"), ("action", "name"), ("resource", "type"), ("resource", "id")]
+        {
             let mut body = plain();
             body.swap_remove(key);
             assert_eq!(field(body), key);
@@ -455,7 +486,10 @@ mod tests {
         assert_eq!(field(with("context", json!(null))), "context");
         assert_eq!(field(with("context", json!({"arguments": null}))), "context.arguments");
         assert_eq!(field(with("context", json!({"session": 7}))), "context.session");
-        assert_eq!(field(with("context", json!({"on_behalf_of": {"type": "robot", "id": "x"}}))), "context.on_behalf_of.type");
+        assert_eq!(
+            field(with("context", json!({"on_behalf_of": {"type": "robot", "id": "x"}}))),
+            "context.on_behalf_of.type"
+        );
     }
 
     #[test]
@@ -472,7 +506,10 @@ mod tests {
         }));
         let Questions::Many(items, Semantic::ExecuteAll) = questions(body).unwrap() else { panic!() };
         let first = items[0].as_ref().unwrap();
-        assert_eq!((first.resource.id.as_str(), first.arguments.len(), first.session.as_deref()), ("x/1", 2, Some("s")));
+        assert_eq!(
+            (first.resource.id.as_str(), first.arguments.len(), first.session.as_deref()),
+            ("x/1", 2, Some("s"))
+        );
         let second = items[1].as_ref().unwrap();
         assert_eq!((second.arguments.len(), second.session.as_deref()), (1, None), "a member overrides as a whole");
         assert_eq!(items[2].as_ref().unwrap_err().field.as_deref(), Some("evaluations[2].resource"));
@@ -483,7 +520,9 @@ mod tests {
     fn absent_or_empty_evaluations_are_one_question_and_a_thousand_are_enough() {
         assert!(matches!(questions(plain()), Ok(Questions::One(_))));
         assert!(matches!(questions(with("evaluations", json!([]))), Ok(Questions::One(_))));
-        assert!(matches!(questions(with("evaluations", vec![json!({}); 1000].into())), Ok(Questions::Many(items, _)) if items.len() == 1000));
+        assert!(
+            matches!(questions(with("evaluations", vec![json!({}); 1000].into())), Ok(Questions::Many(items, _)) if items.len() == 1000)
+        );
         let error = questions(with("evaluations", vec![json!({}); 1001].into())).unwrap_err();
         assert_eq!((error.code, error.field.as_deref()), ("batch_too_large", Some("evaluations")));
         assert_eq!(questions(with("evaluations", json!({}))).unwrap_err().field.as_deref(), Some("evaluations"));

@@ -44,7 +44,10 @@ impl Compiler {
             return Ok(done);
         }
         if self.store.quarantined().await?.iter().any(|d| d == digest) {
-            let refusal = Refusal::new(RefusalCode::Quarantined, format!("{digest} ended a parser before: it is not tried again"));
+            let refusal = Refusal::new(
+                RefusalCode::Quarantined,
+                format!("{digest} ended a parser before: it is not tried again"),
+            );
             return Ok(self.keep(key, Err(Arc::new(vec![refusal]))));
         }
         self.store.parse_begins(digest).await?;
@@ -55,7 +58,10 @@ impl Compiler {
             Ok(done) => done.map_err(Arc::new),
             Err(error) => {
                 tracing::error!(%digest, %error, "compiling a package failed");
-                Err(Arc::new(vec![Refusal::new(RefusalCode::Quarantined, "its compilation failed: see the operator's log")]))
+                Err(Arc::new(vec![Refusal::new(
+                    RefusalCode::Quarantined,
+                    "its compilation failed: see the operator's log",
+                )]))
             }
         };
         Ok(self.keep(key, compiled))

@@ -291,7 +291,12 @@ impl Index {
         Ok(package)
     }
 
-    async fn compile(&self, spec: &PolicyPackageSpec, digest: &str, side: Side) -> Result<Arc<CompiledPackage>, LoadError> {
+    async fn compile(
+        &self,
+        spec: &PolicyPackageSpec,
+        digest: &str,
+        side: Side,
+    ) -> Result<Arc<CompiledPackage>, LoadError> {
         match self.from.compiler.compile(spec, digest, side).await {
             Ok(Ok(package)) => Ok(package),
             Ok(Err(refusals)) => Err(match refusals.first() {
@@ -313,13 +318,19 @@ impl Index {
         loaded.map(|package| vec![base, package]).map_err(|why| format!("platform package {name}@{declared}: {why}"))
     }
 
-    async fn load_platform(&mut self, name: &str, declared: &str, signers: &[Signer]) -> Result<Arc<CompiledPackage>, LoadError> {
+    async fn load_platform(
+        &mut self,
+        name: &str,
+        declared: &str,
+        signers: &[Signer],
+    ) -> Result<Arc<CompiledPackage>, LoadError> {
         let namespace = self.from.namespace.clone();
         // Its integrity is the digest that the chart declares; a signature is checked besides where there is one.
         let mut recorded = RevisionStatus { digest: declared.to_owned(), ..RevisionStatus::default() };
         recorded.controller_revision = Some(revision_name(declared));
         let bytes = find_bytes(&self.from.objects, &namespace, &recorded, signers)?;
-        recorded.key_fingerprint = bytes.spec.signature.as_ref().and_then(|s| s.signatures.first()).map(|s| s.keyid.clone());
+        recorded.key_fingerprint =
+            bytes.spec.signature.as_ref().and_then(|s| s.signatures.first()).map(|s| s.keyid.clone());
         check(&bytes, &recorded, &namespace, &self.from.installation, signers)?;
         if let Some(package) = self.platform.as_ref().filter(|p| p.digest() == declared) {
             return Ok(package.clone());

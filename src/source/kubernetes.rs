@@ -11,11 +11,11 @@ use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, ListParams, Patch, PatchParams};
-use kube::core::{DeserializeGuard, NamespaceResourceScope, ClusterResourceScope};
+use kube::core::{ClusterResourceScope, DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store, store::Writer};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::WatchStreamExt;
 use kube::{Client, Resource, ResourceExt};
 use rand_core::{OsRng, RngCore};
 use serde::de::DeserializeOwned;
@@ -228,7 +228,9 @@ where
     let what = what.trim_end_matches('.').to_owned();
     let Err(error) = call(&what, api.list_metadata(&ListParams::default().limit(1))).await else { return Ok(()) };
     Err(match error.status() {
-        Some(s) if s.is_not_found() && K::group(&()) == crate::api::GROUP => SourceError::NoDefinition(plural.into_owned()),
+        Some(s) if s.is_not_found() && K::group(&()) == crate::api::GROUP => {
+            SourceError::NoDefinition(plural.into_owned())
+        }
         Some(s) if s.is_forbidden() => SourceError::Forbidden { who: who.into(), what },
         _ => error,
     })
@@ -256,14 +258,17 @@ pub fn watch(client: &Client, namespace: &str, streaming: bool, pulse: &Arc<Puls
     Objects {
         namespaces: w.all(|o: &Namespace| Change::Namespace(o.name_any())),
         agents: w.all_namespaced(|o: &Guarded<Agent>| Change::Agent(o.namespace().unwrap_or_default(), o.name_any())),
-        packages: w
-            .all_namespaced(|o: &Guarded<PolicyPackage>| Change::Package(o.namespace().unwrap_or_default(), o.name_any())),
+        packages: w.all_namespaced(|o: &Guarded<PolicyPackage>| {
+            Change::Package(o.namespace().unwrap_or_default(), o.name_any())
+        }),
         signers: w.all(|o: &Guarded<PolicySigner>| Change::Signer(o.name_any())),
         rollouts: w.all_namespaced(|o: &Guarded<TenantRollout>| Change::Rollout(o.namespace().unwrap_or_default())),
         profiles: w.all_namespaced(|o: &Guarded<TenantProfile>| Change::Profile(o.namespace().unwrap_or_default())),
-        revisions: w.start(Api::all(client.clone()), w.config().labels(&format!("{BYTES_LABEL}=true")), |o: &ControllerRevision| {
-            Some(Change::Revision(o.namespace().unwrap_or_default()))
-        }),
+        revisions: w.start(
+            Api::all(client.clone()),
+            w.config().labels(&format!("{BYTES_LABEL}=true")),
+            |o: &ControllerRevision| Some(Change::Revision(o.namespace().unwrap_or_default())),
+        ),
     }
 }
 
@@ -282,19 +287,36 @@ impl Watches {
 
     fn all<K>(&self, change: impl Fn(&K) -> Change + Send + 'static) -> Store<K>
     where
-        K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Resource<DynamicType = (), Scope = ClusterResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
     {
         self.start(Api::all(self.client.clone()), self.config(), move |o| Some(change(o)))
     }
 
     fn all_namespaced<K>(&self, change: impl Fn(&K) -> Change + Send + 'static) -> Store<K>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
     {
         self.start(Api::all(self.client.clone()), self.config(), move |o| Some(change(o)))
     }
 
-    fn start<K>(&self, api: Api<K>, config: watcher::Config, change: impl Fn(&K) -> Option<Change> + Send + 'static) -> Store<K>
+    fn start<K>(
+        &self,
+        api: Api<K>,
+        config: watcher::Config,
+        change: impl Fn(&K) -> Option<Change> + Send + 'static,
+    ) -> Store<K>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {

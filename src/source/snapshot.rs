@@ -180,8 +180,7 @@ mod tests {
         let a = agent("a", &["x"], 1);
         let first = build(&[&a], None);
         let profile = EffectiveProfile::default();
-        let next =
-            tenant(TenantInput { name: "acme", uid: "v", agents: &[&a], package: None, profile }, Some(&first));
+        let next = tenant(TenantInput { name: "acme", uid: "v", agents: &[&a], package: None, profile }, Some(&first));
         assert_eq!(next.uid, "v");
         let mut b = agent("a", &["x"], 1);
         b.metadata.uid = Some("uid-new".into());

@@ -35,8 +35,8 @@ use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
 use super::{
-    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, JournalStatus, Page, SessionRow, Store, StoreError,
-    StoreFuture, StoredDecision,
+    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, JournalStatus, Page, SessionRow, Store,
+    StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
 use crate::gate::DecisionRecord;
