@@ -267,13 +267,14 @@ fn built_yaml_holds_what_yaml_would_bend() {
 }
 
 /// Changes of the package's folder, the code that `remit test` answers, and words of its message.
-const CONTENT: &[(RefusalCode, fn(&Author), &[&str])] = &[
+type ContentCase = (RefusalCode, fn(&Author), &'static [&'static str]);
+const CONTENT: &[ContentCase] = &[
     (RefusalCode::NotSemver, |a| a.edit("policy/package.yaml", "0.1.0", "1.2"), &["version", "\"1.2\""]),
     (RefusalCode::NotSemver, |a| a.edit("policy/package.yaml", "0.1.0", "1.2.3+b4"), &["version", "+b4"]),
     (
         RefusalCode::Malformed,
-        |a| a.edit("policy/package.yaml", "tier: read", "teir: read"),
-        &["package.yaml:7:", "teir"],
+        |a| a.edit("policy/package.yaml", "    tier: read", "    teir: read"),
+        &["package.yaml:8:", "teir"],
     ),
     (
         RefusalCode::Malformed,

@@ -286,6 +286,7 @@ fn with_reason(id: &str, reason: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::client::testing::Server;
     use crate::store::testing::record;
 
     fn stored() -> StoredDecision {
@@ -308,6 +309,33 @@ mod tests {
         }
         for text in ["yesterday", "-2h", "", "12"] {
             assert!(instant_at(text, now).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn filters_go_to_the_server_that_knows_them() {
+        let (asked, seen) = std::sync::mpsc::channel();
+        let route = axum::routing::get(move |uri: axum::http::Uri| async move {
+            asked.send(uri.to_string()).unwrap();
+            axum::Json(Page { items: vec![stored()], next: Some("1.1".into()) })
+        });
+        let router = axum::Router::new().route("/admin/tenants/acme/decisions", route);
+        let server = Server::start(router).await;
+        let cli = ["remit", "list", "-n", "acme", "--agent", "a b", "--outcome", "deny", "--since", "2026-01-01T00:00:00Z"];
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(subcommand)]
+            command: Command,
+        }
+        let Command::List(list) = <Cli as clap::Parser>::parse_from(cli).command else { panic!("not list") };
+        run_list(List { server: server.args(), ..*list }).await.unwrap();
+        assert_eq!(
+            seen.recv().unwrap(),
+            "/admin/tenants/acme/decisions?agent=a%20b&outcome=deny&since=2026-01-01T00%3A00%3A00Z&limit=100"
+        );
+        for wrong in [["--limit", "0"], ["--limit", "1001"], ["--outcome", "maybe"], ["--since", "yesterday"]] {
+            let cli = ["remit", "list"].into_iter().chain(wrong);
+            assert!(<Cli as clap::Parser>::try_parse_from(cli).is_err(), "{wrong:?}");
         }
     }
 

@@ -66,8 +66,8 @@ fn test(args: &Test) -> Result<u8, CommandError> {
             version: spec.version.clone(),
             digest: digest(spec),
             passed: refusals.is_empty() && tests.passed(),
+            refusals: refusals.iter().chain(&tests.refusals()).map(RefusalJson::from).collect(),
             tests: tests.results,
-            refusals: refusals.iter().chain(&tests.unreadable).map(RefusalJson::from).collect(),
         });
     }
     let passed = reports.iter().all(|r| r.passed);

@@ -131,7 +131,7 @@ async fn failing_test(ctx: &Context, spec: &PolicyPackageSpec, package: &Arc<Com
         return result;
     }
     let (tests, package) = (spec.clone(), package.clone());
-    let run = tokio::task::spawn_blocking(move || run_tests(&tests, &package, &platform).refusals().into_iter().next());
+    let run = tokio::task::spawn_blocking(move || run_tests(&tests, &package, &platform).refusal());
     let result = run.await.unwrap_or_else(|error| {
         tracing::error!(%error, "running the tests of a package failed");
         Some(Refusal::new(RefusalCode::TestFailed, "the tests could not be run: see the operator's log"))

@@ -22,20 +22,36 @@ impl ConfigMapSink {
 }
 
 impl AnchorSink for ConfigMapSink {
+    fn latest<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Option<Envelope>> {
+        Box::pin(async move {
+            let map = call("an anchor", self.api.get_opt(&name(writer))).await;
+            let map = map.map_err(|e| StoreError::Closed(e.to_string()))?;
+            let text = map.and_then(|map| map.data).and_then(|mut data| data.remove(KEY));
+            Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+        })
+    }
+
     fn publish<'a>(&'a self, writer: &'a str, anchor: &'a Envelope) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             let text = serde_json::to_string(anchor)
                 .map_err(|e| StoreError::Corrupt { what: "anchor", why: e.to_string() })?;
-            let name = format!("remit-anchor-{}", writer.to_ascii_lowercase());
+            let name = name(writer);
             let body = json!({
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": MANAGER, "remit.dev/anchor": "true"}},
-                "data": {"anchor": text},
+                "data": {KEY: text},
             });
             let params = PatchParams::apply(MANAGER).force();
             let done = call("an anchor", self.api.patch(&name, &params, &Patch::Apply(body))).await;
             done.map(drop).map_err(|e| StoreError::Closed(e.to_string()))
         })
     }
+}
+
+/// Key of the ConfigMap's data.
+const KEY: &str = "anchor";
+
+fn name(writer: &str) -> String {
+    format!("remit-anchor-{}", writer.to_ascii_lowercase())
 }

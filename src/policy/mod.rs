@@ -2,8 +2,12 @@
 //!
 //! Pure: nothing here knows Kubernetes' client, HTTP, SQL or the file system.
 
+#[cfg(test)]
+mod agreement;
 mod annotations;
 mod arguments;
+#[cfg(test)]
+mod attacks;
 mod base;
 mod catalogue;
 mod compile;
@@ -20,6 +24,8 @@ mod refusal;
 mod scan;
 mod schema;
 mod signer;
+#[cfg(test)]
+mod support;
 mod verify;
 
 pub use base::base_platform;

@@ -263,17 +263,31 @@ impl ReviewedTokens {
         }
     }
 
-    async fn review(&self, token: &str, audience: Audience, exp: Timestamp) -> Result<Answer<Reviewed>, NoVerdict> {
+    /// `from` is where failures count; None for a token that was good a moment ago, whatever its neighbours send.
+    async fn review(
+        &self,
+        token: &str,
+        audience: Audience,
+        exp: Timestamp,
+        from: Option<IpAddr>,
+    ) -> Result<Answer<Reviewed>, NoVerdict> {
         let turn = tokio::time::timeout(TURN, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
             self.metrics.review("token", "unreachable");
             return Err(NoVerdict::Refused("too many TokenReviews are under way".into()));
         };
+        // Looked at with the turn in hand: so many garbage tokens at once overshoot by the number of turns, no more.
+        if from.is_some_and(|from| self.failures.exhausted(from, self.clock.instant())) {
+            return Err(NoVerdict::Throttled);
+        }
         let status = self.reviewer.review(token, audience.as_str()).await.inspect_err(|error| {
             self.metrics.review("token", "unreachable");
             tracing::warn!(%error, "a TokenReview got no answer");
         })?;
         let value = accept(&status, audience).map(Arc::new);
+        if let (Some(from), Err(_)) = (from, &value) {
+            self.failures.count(from, self.clock.instant());
+        }
         self.metrics.review("token", if value.is_ok() { "accepted" } else { "refused" });
         let left = exp.duration_since(self.clock.now());
         let ends = self.clock.instant() + Duration::try_from(left).unwrap_or_default();
@@ -298,16 +312,13 @@ impl Authenticator for ReviewedTokens {
                 Some(verdict) => verdict,
                 None => {
                     let exp = prefilter(token, audience, self.issuer.as_deref(), self.clock.now())?;
-                    // A token that was good a moment ago is asked about again whatever its neighbours send.
                     let known = self.reviews.knows(&key, now, Result::is_ok);
-                    if !known && !self.failures.take(from, now) {
-                        return Err(AuthnError::Throttled);
-                    }
-                    let verdict = self.reviews.get(&key, now, || self.review(token, audience, exp)).await;
-                    if !known && !matches!(&verdict, Ok(verdict) if verdict.value.is_err()) {
-                        self.failures.give_back(from);
-                    }
-                    verdict.map_err(|_| AuthnError::Unavailable)?
+                    let from = (!known).then_some(from);
+                    let verdict = self.reviews.get(&key, now, || self.review(token, audience, exp, from)).await;
+                    verdict.map_err(|none| match none {
+                        NoVerdict::Throttled => AuthnError::Throttled,
+                        NoVerdict::Away(_) | NoVerdict::Refused(_) => AuthnError::Unavailable,
+                    })?
                 }
             };
             Ok(Authenticated { identity: verdict.value?, stale: verdict.stale })

@@ -28,7 +28,6 @@ async fn ready(State(state): State<AppState>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(state): State<AppState>) -> Response {
     state.metrics.snapshot(state.freshness.age(state.clock.instant()), state.snapshot.load().generation);
-    state.metrics.journal(state.journal.status());
     match state.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),

@@ -13,8 +13,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::store::JournalStatus;
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
     outcome: &'static str,
@@ -49,17 +47,6 @@ pub struct Metrics {
     pub sessions: Gauge<i64, AtomicI64>,
     snapshot_age: Gauge<f64, AtomicU64>,
     snapshot_generation: Gauge<i64, AtomicI64>,
-    journal: JournalGauges,
-}
-
-/// Copies of what the journal says of itself, taken when they are read.
-#[derive(Default)]
-struct JournalGauges {
-    depth: Gauge<u64, AtomicU64>,
-    committed: Gauge<u64, AtomicU64>,
-    failures: Gauge<u64, AtomicU64>,
-    unanchored: Gauge<u64, AtomicU64>,
-    healthy: Gauge<u64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -83,7 +70,6 @@ impl Metrics {
         let sessions = Gauge::default();
         let snapshot_age = Gauge::default();
         let snapshot_generation = Gauge::default();
-        let journal = JournalGauges::default();
         let r = registry.sub_registry_with_prefix("remit");
         r.register_with_unit("check_duration", "Time of one check in the gates", Unit::Seconds, check_seconds.clone());
         r.register_with_unit(
@@ -106,11 +92,6 @@ impl Metrics {
             snapshot_age.clone(),
         );
         r.register("snapshot_generation", "How often the snapshot was swapped", snapshot_generation.clone());
-        r.register("journal_queue_depth", "Records that wait for the journal's writer", journal.depth.clone());
-        r.register("journal_records", "Records committed since the start", journal.committed.clone());
-        r.register("journal_failures", "Transactions that failed since the start", journal.failures.clone());
-        r.register("journal_unanchored_records", "Records that no anchor covers yet", journal.unanchored.clone());
-        r.register("journal_healthy", "1 while the last commit succeeded", journal.healthy.clone());
         Self {
             registry,
             check_seconds,
@@ -124,7 +105,6 @@ impl Metrics {
             sessions,
             snapshot_age,
             snapshot_generation,
-            journal,
         }
     }
 
@@ -158,15 +138,6 @@ impl Metrics {
     pub fn snapshot(&self, age: Option<Duration>, generation: u64) {
         self.snapshot_age.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
         self.snapshot_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
-    }
-
-    /// What the journal says of itself.
-    pub fn journal(&self, status: JournalStatus) {
-        self.journal.depth.set(status.depth);
-        self.journal.committed.set(status.committed);
-        self.journal.failures.set(status.failures);
-        self.journal.unanchored.set(status.head_seq.saturating_sub(status.anchored_seq));
-        self.journal.healthy.set(u64::from(status.healthy));
     }
 
     /// OpenMetrics text.

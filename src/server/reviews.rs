@@ -29,6 +29,9 @@ pub enum NoVerdict {
     /// It is there, but did not answer this (Remit lacks a right, or too many wait): nothing counts longer for that.
     #[error("no verdict: {0}")]
     Refused(String),
+    /// It was not asked: too many failed at this address.
+    #[error("too many failed at this address")]
+    Throttled,
 }
 
 /// A verdict, and whether it is older than usual.
@@ -201,8 +204,17 @@ impl Bucket {
 }
 
 impl Failures {
-    /// Takes one from the address's bucket; false when it is empty.
-    pub fn take(&self, address: IpAddr, now: Instant) -> bool {
+    /// Whether this address has failed too often to be asked about again now.
+    pub fn exhausted(&self, address: IpAddr, now: Instant) -> bool {
+        self.bucket(address, now, |bucket| bucket.left < 1.0)
+    }
+
+    /// Counts a failure.
+    pub fn count(&self, address: IpAddr, now: Instant) {
+        self.bucket(address, now, |bucket| bucket.left = (bucket.left - 1.0).max(0.0));
+    }
+
+    fn bucket<T>(&self, address: IpAddr, now: Instant, use_it: impl FnOnce(&mut Bucket) -> T) -> T {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = Some(network(address));
         if !buckets.contains_key(&key) && buckets.len() >= ADDRESSES {
@@ -216,19 +228,7 @@ impl Failures {
         }
         let bucket = buckets.entry(key).or_insert(Bucket { left: BURST, at: now });
         bucket.refill(now);
-        if bucket.left < 1.0 {
-            return false;
-        }
-        bucket.left -= 1.0;
-        true
-    }
-
-    /// Gives it back: the review did not fail.
-    pub fn give_back(&self, address: IpAddr) {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = buckets.get_mut(&Some(network(address))) {
-            bucket.left = (bucket.left + 1.0).min(BURST);
-        }
+        use_it(bucket)
     }
 }
 
@@ -279,13 +279,17 @@ mod tests {
         reviews.get(&1, t, || async { good(7) }).await.unwrap();
         let stale = reviews.get(&1, t + Duration::from_secs(60), || async { down() }).await.unwrap();
         assert_eq!(stale, Verdict { value: 7, stale: true });
-        assert!(reviews.get(&1, t + STALE, || async { down() }).await.is_err());
         let back = reviews.get(&1, t + Duration::from_secs(120), || async { good(8) }).await.unwrap();
         assert_eq!(back, Verdict { value: 8, stale: false }, "a verdict replaces what was remembered");
+        let later = t + Duration::from_secs(120) + STALE;
+        assert!(reviews.get(&1, later, || async { down() }).await.is_err(), "five minutes, no more");
         assert!(reviews.get(&2, t, || async { down() }).await.is_err(), "what was never reviewed is not believed");
         let refused = || async { Err(NoVerdict::Refused("403".into())) };
-        let later = t + Duration::from_secs(180);
-        assert!(reviews.get(&1, later, refused).await.is_err(), "a missing right of Remit is no outage");
+        reviews.get(&3, t, || async { good(7) }).await.unwrap();
+        assert!(
+            reviews.get(&3, t + Duration::from_secs(60), refused).await.is_err(),
+            "a missing right of Remit is no outage"
+        );
     }
 
     #[tokio::test]
@@ -327,7 +331,7 @@ mod tests {
         assert!(reviews.entries.read().unwrap().len() <= 64);
         let failures = Failures::default();
         for n in 0..10_000u32 {
-            failures.take(IpAddr::V4(n.into()), t);
+            failures.count(IpAddr::V4(n.into()), t);
         }
         assert!(failures.buckets.lock().unwrap().len() <= ADDRESSES + 1);
     }
@@ -338,11 +342,12 @@ mod tests {
         let t = Instant::now();
         let (bad, good): (IpAddr, IpAddr) = ("2001:db8::1".parse().unwrap(), "192.0.2.1".parse().unwrap());
         let same_network: IpAddr = "2001:db8::ffff:2".parse().unwrap();
-        assert_eq!((0..100).filter(|_| failures.take(bad, t)).count(), 20);
-        assert!(!failures.take(same_network, t));
-        assert!(failures.take(good, t));
-        assert!(failures.take(bad, t + Duration::from_secs(2)));
-        failures.give_back(bad);
-        assert!(failures.take(bad, t + Duration::from_secs(2)));
+        for _ in 0..20 {
+            assert!(!failures.exhausted(bad, t));
+            failures.count(bad, t);
+        }
+        assert!(failures.exhausted(bad, t) && failures.exhausted(same_network, t));
+        assert!(!failures.exhausted(good, t));
+        assert!(!failures.exhausted(bad, t + Duration::from_secs(1)));
     }
 }

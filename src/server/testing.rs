@@ -22,9 +22,11 @@ use super::freshness::Freshness;
 use super::metrics::Metrics;
 use super::reviews::NoVerdict;
 use super::{AppState, Gate, Lanes, Server, Sessions, Settings, router};
-use crate::api::{DelegationMode, EffectiveProfile, SessionMode};
+use crate::api::{
+    DelegationMode, EffectiveProfile, PolicyPackageSpec, Sensitivity, SessionMode, SourceFile, Tier, Tool,
+};
 use crate::gate::{self, AgentEntry, CheckInput, Checked, DecisionRecord, IdentityOwner, Outcome, Snapshot, Tenant};
-use crate::policy::{AgentFacts, Ask as PolicyAsk, PolicyRef};
+use crate::policy::{AgentFacts, Ask as PolicyAsk, CompiledPackage, PolicyRef, Side, base_platform};
 use crate::store::{Committed, Journal, SqliteOptions, SqliteStore, StoreError, StoreFuture};
 
 /// Time that stands still unless moved.
@@ -203,6 +205,30 @@ pub fn snapshot() -> Snapshot {
             ("system:serviceaccount:acme:twin".to_owned(), IdentityOwner::Conflict),
         ]),
     }
+}
+
+/// The same with the real platform package, and in acme a package that lets everybody read with `git/log`.
+pub fn with_packages() -> Snapshot {
+    let policy = r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
+    let spec = PolicyPackageSpec {
+        package: "first".into(),
+        version: "1.0.0".into(),
+        tools: vec![Tool {
+            name: "git/log".into(),
+            tier: Tier::Read,
+            sensitivity: Sensitivity::default(),
+            groups: vec![],
+            description: None,
+        }],
+        policies: vec![SourceFile { name: "main.cedar".into(), text: policy.into() }],
+        ..PolicyPackageSpec::default()
+    };
+    let package = CompiledPackage::compile(&spec, "sha256:00", Side::Tenant).unwrap();
+    let mut snapshot = snapshot();
+    snapshot.platform = Some(Ok(vec![base_platform()]));
+    let acme = tenant("acme", &["coder", "planner"]);
+    snapshot.tenants.insert("acme".into(), Arc::new(Tenant { package: Some(package), ..Tenant::clone(&acme) }));
+    snapshot
 }
 
 pub struct World {

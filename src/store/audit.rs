@@ -363,7 +363,7 @@ mod tests {
                     seq,
                     hash: hex(&hash),
                     body: Some(body),
-                    columns: Some(Columns::from(&record)),
+                    columns: Some(Columns::from(record)),
                     body_hash: None,
                     tombstone: None,
                 }

@@ -112,16 +112,16 @@ pub struct Columns {
     pub outcome: String,
 }
 
-impl From<&DecisionRecord> for Columns {
-    fn from(record: &DecisionRecord) -> Self {
+impl From<DecisionRecord> for Columns {
+    fn from(record: DecisionRecord) -> Self {
         Self {
-            id: record.id.clone(),
+            id: record.id,
             time: record.time.as_microsecond(),
-            tenant: record.tenant.clone(),
-            agent: record.agent.clone(),
-            delegator: record.delegated_from.clone(),
-            session: record.request.session.clone(),
-            action: record.request.action.name.clone(),
+            tenant: record.tenant,
+            agent: record.agent,
+            delegator: record.delegated_from,
+            session: record.request.session,
+            action: record.request.action.name,
             outcome: record.outcome.as_str().to_owned(),
         }
     }
@@ -192,7 +192,7 @@ mod tests {
         record.delegated_from = Some("user:alice".into());
         record.request.session = Some("s-1".into());
         let body = serde_json::to_vec(&record).unwrap();
-        assert_eq!(Columns::from(&record), Columns::derive(&body).unwrap());
+        assert_eq!(Columns::from(record), Columns::derive(&body).unwrap());
     }
 
     #[test]

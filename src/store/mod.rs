@@ -67,31 +67,10 @@ pub struct Committed {
     pub seq: u64,
 }
 
-/// How a journal does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct JournalStatus {
-    /// Records that wait for the writer.
-    pub depth: u64,
-    /// Records committed since the start.
-    pub committed: u64,
-    /// Transactions that failed since the start.
-    pub failures: u64,
-    /// Sequence number of the last record.
-    pub head_seq: u64,
-    /// Sequence number that the last anchor covers.
-    pub anchored_seq: u64,
-    /// Whether the last commit succeeded.
-    pub healthy: bool,
-}
-
 /// The replica's own journal: the commit point of every allow.
 pub trait Journal: Send + Sync {
     /// Queues the record at once (in order) and resolves when it is committed. Dropping the future does not take it back.
     fn append(&self, record: DecisionRecord) -> Result<StoreFuture<'static, Committed>, StoreError>;
-    /// How it does, for metrics.
-    fn status(&self) -> JournalStatus {
-        JournalStatus::default()
-    }
 }
 
 /// Which decisions to list.

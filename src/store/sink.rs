@@ -9,6 +9,9 @@ use crate::api::Envelope;
 pub trait AnchorSink: Send + Sync {
     /// Keeps it in place of the former one. Called every 10 s while records come in, and at stop.
     fn publish<'a>(&'a self, writer: &'a str, anchor: &'a Envelope) -> StoreFuture<'a, ()>;
+
+    /// What it holds of this writer. Asked once after a start: it is not replaced where the chain does not contain it.
+    fn latest<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Option<Envelope>>;
 }
 
 /// Keeps the newest anchor as a JSON file.
@@ -24,6 +27,17 @@ impl FileSink {
 }
 
 impl AnchorSink for FileSink {
+    fn latest<'a>(&'a self, _writer: &'a str) -> StoreFuture<'a, Option<Envelope>> {
+        Box::pin(async move {
+            match tokio::fs::read(&self.path).await {
+                // A file that is no anchor is replaced by one.
+                Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(StoreError::Io { path: self.path.display().to_string(), source }),
+            }
+        })
+    }
+
     fn publish<'a>(&'a self, _writer: &'a str, anchor: &'a Envelope) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             let text =

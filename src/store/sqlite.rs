@@ -19,6 +19,7 @@ use sqlx::{ConnectOptions, Row, SqlSafeStr};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
+mod anchoring;
 mod decisions;
 mod journal;
 mod ledger;
@@ -31,12 +32,13 @@ pub use journal::JournalCounters;
 pub use queue::QueueLimits;
 pub use reader::ChainReader;
 
+use self::anchoring::Anchoring;
 use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
 use super::{
-    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, JournalStatus, Page, SessionRow, Store,
-    StoreError, StoreFuture, StoredDecision,
+    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError,
+    StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
 use crate::gate::DecisionRecord;
@@ -106,7 +108,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     writer: Arc<str>,
     counters: Arc<JournalCounters>,
-    sinks: Vec<Arc<dyn AnchorSink>>,
+    anchoring: Arc<Anchoring>,
     tasks: Mutex<Option<Tasks>>,
 }
 
@@ -158,7 +160,15 @@ impl SqliteStore {
         let counters = Arc::new(JournalCounters::default());
         let restart_wal = Arc::new(AtomicBool::new(false));
         let written = Arc::new(AtomicU64::new(0));
-        let signs = options.signing_key.is_some();
+        let key = options.signing_key.as_ref().map(SigningKey::verifying_key);
+        let anchoring = Arc::new(Anchoring::new(
+            queue.clone(),
+            readers.clone(),
+            writer.clone(),
+            counters.clone(),
+            key,
+            options.sinks,
+        ));
         let journal = journal::Writer {
             connect: connect.clone().create_if_missing(false),
             writer: writer.clone(),
@@ -172,17 +182,10 @@ impl SqliteStore {
         let tasks = Tasks {
             writer: tokio::spawn(journal.run(conn, head)),
             checkpointer: tokio::spawn(checkpoint(connect.create_if_missing(false), checkpoints, written, restart_wal)),
-            anchors: tokio::spawn(anchors(
-                queue.clone(),
-                readers.clone(),
-                writer.clone(),
-                options.sinks.clone(),
-                options.anchor_every,
-                signs,
-            )),
+            anchors: tokio::spawn(anchoring.clone().run(options.anchor_every)),
         };
         tracing::info!(writer = %writer, seq = head.seq, synchronous = ?options.synchronous, "the journal is open");
-        Ok(Arc::new(Self { queue, readers, writer, counters, sinks: options.sinks, tasks: Mutex::new(Some(tasks)) }))
+        Ok(Arc::new(Self { queue, readers, writer, counters, anchoring, tasks: Mutex::new(Some(tasks)) }))
     }
 
     /// Id of the writer, made at the first open and kept in the database.
@@ -210,7 +213,7 @@ impl SqliteStore {
         if let Err(error) = self.write(Write::ParsesStopped).await {
             tracing::warn!(%error, "the parses under way could not be noted as stopped");
         }
-        if let Err(error) = anchor(&self.queue, &self.readers, &self.writer, &self.sinks).await {
+        if let Err(error) = self.anchoring.once().await {
             tracing::warn!(%error, "the last anchor could not be signed and published");
         }
         self.readers.close().await;
@@ -328,79 +331,14 @@ async fn checkpoint(
     }
 }
 
-/// Signs an anchor every so often.
-async fn anchors(
-    queue: Arc<Queue>,
-    readers: SqlitePool,
-    writer: Arc<str>,
-    sinks: Vec<Arc<dyn AnchorSink>>,
-    every: Duration,
-    signs: bool,
-) {
-    if !signs {
-        return;
-    }
-    let mut unpublished = false;
-    loop {
-        tokio::time::sleep(every).await;
-        let signed = job(&queue, Write::Anchor { now: Timestamp::now() }).await;
-        let published = match signed {
-            Ok(0) if !unpublished => continue,
-            Ok(_) => publish(&readers, &writer, &sinks).await,
-            Err(StoreError::Closed(_)) => continue,
-            Err(error) => Err(error),
-        };
-        unpublished = published.is_err();
-        if let Err(error) = published {
-            tracing::warn!(%error, "an anchor could not be signed and published; it is tried again");
-        }
-    }
-}
-
-async fn anchor(
-    queue: &Queue,
-    readers: &SqlitePool,
-    writer: &str,
-    sinks: &[Arc<dyn AnchorSink>],
-) -> Result<(), StoreError> {
-    job(queue, Write::Anchor { now: Timestamp::now() }).await?;
-    publish(readers, writer, sinks).await
-}
-
-/// Gives the newest anchor to every sink; one that fails does not keep it from the others.
-async fn publish(readers: &SqlitePool, writer: &str, sinks: &[Arc<dyn AnchorSink>]) -> Result<(), StoreError> {
-    let mut conn = readers.acquire().await?;
-    let Some(newest) = ledger::last_anchor(&mut conn).await? else { return Ok(()) };
-    drop(conn);
-    let mut result = Ok(());
-    for sink in sinks {
-        if let Err(error) = sink.publish(writer, &newest).await {
-            result = Err(error);
-        }
-    }
-    result
-}
-
 impl Journal for SqliteStore {
     fn append(&self, record: DecisionRecord) -> Result<StoreFuture<'static, Committed>, StoreError> {
         let body =
             serde_json::to_string(&record).map_err(|e| StoreError::Corrupt { what: "record", why: e.to_string() })?;
         let body_hash = body_hash(body.as_bytes());
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Pending { columns: Columns::from(&record), body, body_hash, reply })?;
+        self.queue.push(Pending { columns: Columns::from(record), body, body_hash, reply })?;
         Ok(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(queue::closed())) }))
-    }
-
-    fn status(&self) -> JournalStatus {
-        let counters = self.counters();
-        JournalStatus {
-            depth: self.queue_depth() as u64,
-            committed: counters.committed.load(Ordering::Relaxed),
-            failures: counters.failures.load(Ordering::Relaxed),
-            head_seq: counters.head_seq.load(Ordering::Relaxed),
-            anchored_seq: counters.anchored_seq.load(Ordering::Relaxed),
-            healthy: counters.healthy.load(Ordering::Relaxed) == 1,
-        }
     }
 }
 

@@ -42,6 +42,8 @@ pub struct JournalCounters {
     pub head_seq: AtomicU64,
     /// Sequence number that the last anchor covers.
     pub anchored_seq: AtomicU64,
+    /// 1 once a sink held an anchor that this chain does not contain: the database was cut, rewritten or put back.
+    pub anchors_disagree: AtomicU64,
     /// 1 while the last commit succeeded, else 0.
     pub healthy: AtomicI64,
 }

@@ -175,7 +175,7 @@ mod tests {
     fn pending(tenant: &str) -> Pending {
         let record = testing::record(tenant, 1);
         Pending {
-            columns: Columns::from(&record),
+            columns: Columns::from(record),
             body: "0123456789".into(),
             body_hash: [0; 32],
             reply: oneshot::channel().0,

@@ -195,6 +195,38 @@ async fn a_job_that_fails_takes_no_record_with_it() {
     assert!(verify(&*store, None).await.ok);
 }
 
+/// A database that was put back must not wipe out the witness of what it lost.
+#[tokio::test]
+async fn an_anchor_that_the_chain_does_not_contain_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, file) = (dir.path().join("data"), dir.path().join("anchor.json"));
+    let open = || {
+        let sinks: Vec<Arc<dyn AnchorSink>> = vec![Arc::new(FileSink::new(&file))];
+        SqliteStore::open(&data, SqliteOptions { signing_key: Some(key()), sinks, ..Default::default() })
+    };
+    let store = open().await.unwrap();
+    commit(&*store, "acme", 1).await;
+    store.close().await;
+    let backup = std::fs::read(data.join(DATABASE_FILE)).unwrap();
+    let store = open().await.unwrap();
+    commit(&*store, "acme", 2).await;
+    store.close().await;
+    let witness = std::fs::read(&file).unwrap();
+    std::fs::write(data.join(DATABASE_FILE), backup).unwrap();
+    for n in 3..5 {
+        // Shorter than what was anchored, then of the same length with other records.
+        let store = open().await.unwrap();
+        commit(&*store, "acme", n).await;
+        store.close().await;
+        assert_eq!(store.counters().anchors_disagree.load(Ordering::Relaxed), 1);
+        assert_eq!(std::fs::read(&file).unwrap(), witness);
+    }
+    std::fs::remove_file(&file).unwrap();
+    let store = open().await.unwrap();
+    store.close().await;
+    assert!(file.exists(), "it goes on once a person took the witness away");
+}
+
 /// Changes the file as somebody would who can write it, and says what verification finds.
 async fn tampered(sql: &'static str) -> Report {
     let (dir, store) = fresh().await;

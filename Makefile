@@ -1,0 +1,46 @@
+# What a developer types. Each target says what it is doing; `make help` lists them.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo dev dev-stop test lint bench generate drift controlplane
+
+step = @printf '\n== %s\n' "$(1)"
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+demo: ## a guided tour on a real control plane; cleans up. KUBECONFIG=… (and REMIT_ADDRESS=…) for a control plane of your own
+	@$(if $(filter command line,$(origin KUBECONFIG)),REMIT_DEMO_KUBECONFIG='$(KUBECONFIG)') hack/demo.sh
+
+dev: ## control plane and operator in the foreground, .dev/env to be sourced; DETACH=1 returns when ready
+	@hack/dev.sh $(if $(filter-out 0,$(DETACH)),start,run)
+
+dev-stop: ## ends what `make dev DETACH=1` left running
+	@hack/dev.sh stop
+
+test: lint controlplane ## everything: format, lints, unit, property and integration tests, generated files
+	$(call step,Tests. The integration tests start a control plane of their own)
+	cargo test --no-fail-fast
+	$(call step,The tools of hack/)
+	cd hack/controlplane && GOFLAGS= go vet . && GOFLAGS= go test .
+	@$(MAKE) --no-print-directory drift
+
+lint:
+	$(call step,Format and lints)
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+controlplane: ## builds kube-apiserver, kube-controller-manager, kubectl, etcd and helm, where this machine does not have them
+	$(call step,Control plane)
+	hack/controlplane/run build
+
+bench: ## throughput, latency and propagation, beside a bare handler of the same minute
+	$(call step,Benchmarks: a release build comes first and takes minutes)
+	cargo bench
+
+generate: ## writes crds/ and what else is generated
+	cargo run --quiet -- generate
+
+drift:
+	$(call step,Generated files are what the code generates)
+	cargo run --quiet -- generate --check
