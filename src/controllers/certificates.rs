@@ -105,10 +105,13 @@ fn read(secret: &Secret, namespace: &str) -> Result<Authority, AuthorityError> {
     Ok(Authority { key: text(KEY)?, certificate, bundle })
 }
 
+/// When a namespace, by its UID, was told of which bundle.
+type Told = (Instant, String, Arc<String>);
+
 /// The bundle that everybody is told of, and who has been told.
 pub struct Published {
     bundle: ArcSwap<String>,
-    told: Mutex<HashMap<String, (Instant, String, Arc<String>)>>,
+    told: Mutex<HashMap<String, Told>>,
 }
 
 impl Published {
