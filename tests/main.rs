@@ -4,7 +4,9 @@
 mod admission;
 mod api;
 mod chart;
+mod checks;
 mod control_plane;
 mod operator;
 mod packages;
+mod records;
 mod support;

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use crate::support::{Cluster, PLATFORM, call, cluster, eventually, eventually_blocking};
 
 const READS: &str = r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
-const WRITES: &str = r#"@id("writes") permit(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
+const WRITES: &str =
+    r#"@id("writes") permit(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
 
 /// A package with a tool to read (`files/read`) and one to write (`files/write`).
 fn spec(version: &str, policies: &[&str]) -> PolicyPackageSpec {
@@ -161,9 +162,29 @@ async fn whole_tenant_in_one_apply_ends_ready_in_any_order() {
         let token = c.token_for(&tenant, "coder", "remit").await;
         c.expect(&token, &tenant, "files/read", "allowed").await;
         assert_eq!(c.code(&token, &tenant, "files/write").await, "no_permit");
-        let ca = c.kubectl(&["get", "configmap", "remit-ca", "-n", &tenant, "-o", r"jsonpath={.data.ca\.crt}"]).unwrap();
+        let ca =
+            c.kubectl(&["get", "configmap", "remit-ca", "-n", &tenant, "-o", r"jsonpath={.data.ca\.crt}"]).unwrap();
         assert!(ca.contains("BEGIN CERTIFICATE"), "{ca}");
     }
+}
+
+#[tokio::test]
+async fn a_settled_tenant_is_not_written_again() {
+    let c = cluster();
+    let tenant = c.namespace("quiet").await;
+    let token = c.coder(&tenant).await;
+    c.put(&tenant, &spec("1.0.0", &[READS]));
+    c.expect(&token, &tenant, "files/read", "allowed").await;
+    let versions = || {
+        let kinds = "agents,policypackages,tenantrollouts,controllerrevisions,configmaps";
+        let path = "jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}{\"\\n\"}{end}";
+        c.kubectl(&["get", kinds, "-n", &tenant, "-o", path]).unwrap()
+    };
+    c.wait_for(&tenant, "tenantrollout/default", "Ready");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = versions();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(versions(), before);
 }
 
 #[tokio::test]
@@ -269,8 +290,19 @@ async fn delete_and_recreate_namespace() {
     c.apply(&tenant, &rollout.to_string()).unwrap();
     let status = json!({"status": old}).to_string();
     let remit = format!("--as=system:serviceaccount:{PLATFORM}:remit");
-    c.kubectl(&["patch", "tenantrollout", "default", "-n", &tenant, "--subresource=status", "--type=merge", "-p", &status, &remit])
-        .unwrap();
+    c.kubectl(&[
+        "patch",
+        "tenantrollout",
+        "default",
+        "-n",
+        &tenant,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status,
+        &remit,
+    ])
+    .unwrap();
     eventually_blocking("nothing is inherited", || match c.rollout(&tenant)["status"].clone() {
         s if s["stable"].is_null() && s["observedGeneration"] == 1 => Ok(()),
         s => Err(s.to_string()),
@@ -359,7 +391,8 @@ async fn compromised_signer_leaves_force() {
 
 #[tokio::test]
 async fn platform_package_unloadable_on_restart() {
-    let forbid = r#"@id("no-writes") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
+    let forbid =
+        r#"@id("no-writes") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
     let mut platform = spec("1.0.0", &[forbid]);
     platform.tools.clear();
     let declared = format!("--platform-package=core@{}", digest(&platform));
@@ -404,7 +437,11 @@ async fn paren_bomb_already_in_etcd_at_start() {
     c.operator.kill();
     // Without the webhook (it is down, and an older release may have let it in) the bytes lie in etcd.
     c.kubectl(&["delete", "validatingwebhookconfiguration", "remit"]).unwrap();
-    let bomb = format!(r#"@id("b") permit(principal, action, resource) when {{ {}true{} }};"#, "(".repeat(150), ")".repeat(150));
+    let bomb = format!(
+        r#"@id("b") permit(principal, action, resource) when {{ {}true{} }};"#,
+        "(".repeat(150),
+        ")".repeat(150)
+    );
     let (name, object) = package(&spec("1.1.0", &[&bomb]));
     c.apply(&tenant, &object).unwrap();
     c.operator.start();
@@ -442,7 +479,13 @@ async fn from_apply_and_from_status_to_the_new_decision_is_fast() {
 fn second_operator_on_the_same_data_or_without_a_cluster_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let out = Command::new(env!("CARGO_BIN_EXE_remit"))
-        .args(["operator", "--listen=127.0.0.1:0", "--webhook-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--data-dir"])
+        .args([
+            "operator",
+            "--listen=127.0.0.1:0",
+            "--webhook-listen=127.0.0.1:0",
+            "--metrics-listen=127.0.0.1:0",
+            "--data-dir",
+        ])
         .arg(folder.path())
         .env("KUBECONFIG", folder.path().join("none"))
         .env_remove("KUBERNETES_SERVICE_HOST")

@@ -321,7 +321,8 @@ mod tests {
         });
         let router = axum::Router::new().route("/admin/tenants/acme/decisions", route);
         let server = Server::start(router).await;
-        let cli = ["remit", "list", "-n", "acme", "--agent", "a b", "--outcome", "deny", "--since", "2026-01-01T00:00:00Z"];
+        let cli =
+            ["remit", "list", "-n", "acme", "--agent", "a b", "--outcome", "deny", "--since", "2026-01-01T00:00:00Z"];
         #[derive(clap::Parser)]
         struct Cli {
             #[command(subcommand)]

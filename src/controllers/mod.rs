@@ -142,7 +142,7 @@ async fn apply_status<K, S>(
     guarded: bool,
 ) -> Result<bool, ReconcileError>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + serde::de::DeserializeOwned,
     S: Serialize,
 {
     let json_of = |s: &S| serde_json::to_value(s).map_err(|e| ReconcileError::Json("status", e));
@@ -169,8 +169,30 @@ where
         "status": next,
     });
     let params = PatchParams::apply(MANAGER).force();
-    call("status", api.patch_status(&name, &params, &Patch::Apply(body))).await?;
+    let applied = call("status", api.patch_status(&name, &params, &Patch::Apply(body))).await?;
+    remove_leftovers(api, &applied, &next).await?;
     Ok(true)
+}
+
+/// An apply leaves what another manager wrote (a status that was restored from a backup, say). Here only Remit's word counts.
+async fn remove_leftovers<K>(api: &Api<K>, applied: &K, wanted: &Value) -> Result<(), ReconcileError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + serde::de::DeserializeOwned,
+{
+    let applied_json = serde_json::to_value(applied).map_err(|e| ReconcileError::Json("object", e))?;
+    let Some(there) = applied_json.get("status").and_then(Value::as_object) else { return Ok(()) };
+    let foreign = |key: &&String| *key != "actions" && wanted.get(*key).is_none();
+    let nulls: serde_json::Map<String, Value> =
+        there.keys().filter(foreign).map(|k| (k.clone(), Value::Null)).collect();
+    if nulls.is_empty() {
+        return Ok(());
+    }
+    let body = json!({"metadata": {"resourceVersion": applied.resource_version()}, "status": nulls});
+    let name = applied.name_any();
+    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    call("status", api.patch_status(&name, &params, &Patch::Merge(body))).await?;
+    tracing::info!(kind = %K::kind(&()), namespace = applied.namespace(), %name, "status fields of another writer are removed");
+    Ok(())
 }
 
 /// Queues of what has to be looked at, by kind.

@@ -258,7 +258,8 @@ pub async fn keep_bytes(
     if same_data && same_owner {
         return Ok(());
     }
-    let mut kept = ControllerRevision { data: RawExtension(data), revision: Some(revision), ..ControllerRevision::default() };
+    let mut kept =
+        ControllerRevision { data: RawExtension(data), revision: Some(revision), ..ControllerRevision::default() };
     kept.metadata.name = Some(name.clone());
     kept.metadata.owner_references = owner.clone().map(|o| vec![o]);
     kept.labels_mut().insert(BYTES_LABEL.into(), "true".into());

@@ -342,6 +342,18 @@ fn like_bomb_argument() {
         |text: usize| package.pattern_cost(&Ask::tool("git/log").arguments(json!({"x": "a".repeat(text)})).query());
     assert!(cost(60_000) >= 60_000 * 1001, "{}", cost(60_000));
     assert!(cost(60_000) > 10 * cost(100));
+    // Many patterns make a short argument costly.
+    let mut many = policy(&pattern);
+    for n in 0..200 {
+        many.push_str(&policy(&pattern).replace("@id(\"a\")", &format!("@id(\"a{n}\")")));
+    }
+    let many = compile(&spec(&many), Side::Tenant);
+    let short = Ask::tool("git/log").arguments(json!({"x": "a".repeat(2000)}));
+    assert!(many.pattern_cost(&short.query()) >= 201 * 1001 * 2000);
+    // A session's name is a text, too.
+    let mut session = Ask::tool("git/log");
+    session.session = Some("a".repeat(60_000));
+    assert!(package.pattern_cost(&session.query()) >= 60_000 * 1001);
     // No pattern, no cost.
     let plain = compile(&spec(PERMIT), Side::Tenant);
     assert_eq!(plain.pattern_cost(&Ask::tool("git/log").arguments(json!({"x": "a".repeat(60_000)})).query()), 0);

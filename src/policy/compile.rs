@@ -198,6 +198,7 @@ fn build(
         side,
         tools,
         sensitive: sensitive.into_iter().collect(),
+        pattern: rules.iter().fold(0, |sum: u64, r| sum.saturating_add(r.reads.pattern)),
         rules,
         index,
         set,

@@ -38,6 +38,8 @@ pub struct CompiledPackage {
     pub(super) resources: HashMap<String, Mapped>,
     /// The longest text that policies and entities hold themselves.
     pub(super) longest_text: usize,
+    /// Elements of all `like` patterns of the package.
+    pub(super) pattern: u64,
     pub(super) plans: PlanCache,
 }
 

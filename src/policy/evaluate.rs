@@ -21,6 +21,8 @@ use super::schema::{CORE_ACTIONS, TYPES, uid};
 
 /// Id of the entities that carry the call's arguments.
 const CALL: &str = "call";
+/// Costs below this are not looked at more closely: under a millisecond.
+const CHEAP: u64 = 1 << 20;
 
 impl CompiledPackage {
     /// Evaluates the candidates of a question. Err: the question itself is wrong. A tool that neither the package nor (on the
@@ -112,15 +114,19 @@ impl CompiledPackage {
     }
 
     /// Upper bound of what `like` can cost this question: bytes of the longest text that can meet a pattern, times the length of
-    /// all candidates' patterns. 0 for a question that [`CompiledPackage::evaluate`] refuses.
+    /// the patterns that it can meet. Cheap to ask, so ask it of every question: an argument need not be long where the patterns
+    /// are many. 0 for a question that [`CompiledPackage::evaluate`] refuses.
     pub fn pattern_cost(&self, q: &Query<'_>) -> u64 {
-        let Ok(plan) = self.plan(q) else { return 0 };
-        if plan.pattern == 0 {
+        if self.pattern == 0 {
             return 0;
         }
         let argument = q.arguments.strings.values().map(String::len).max().unwrap_or(0);
-        let session = q.session.map_or(0, str::len);
-        plan.pattern.saturating_mul(plan.longest_text.max(argument).max(session) as u64)
+        let longest = self.longest_text.max(argument).max(super::facts::longest_text(q)) as u64;
+        let bound = self.pattern.saturating_mul(longest);
+        if bound <= CHEAP {
+            return bound;
+        }
+        self.plan(q).map_or(0, |plan| plan.pattern.saturating_mul(longest))
     }
 
     fn context(&self, q: &Query<'_>) -> BTreeMap<SmolStr, Value> {

@@ -35,8 +35,6 @@ pub(super) struct Resolved<'a> {
     pub entities: Vec<Arc<Entity>>,
     /// Attributes that could have come with the call and did not: name in Cedar, path in the request.
     pub left_out: Vec<(SmolStr, String)>,
-    /// Bytes of the longest text that came with the call, arguments apart.
-    pub longest_text: usize,
 }
 
 fn error(field: impl Into<String>, message: impl Into<String>) -> QueryError {
@@ -93,14 +91,6 @@ impl CompiledPackage {
             let message = format!("{:?} is not an action on {}", q.action, resource.uid.entity_type());
             return Err(error("resource.type", message));
         }
-        let properties =
-            q.resource.properties.values().chain(subject_properties(q).into_iter().flat_map(|p| p.values()));
-        let longest_text = properties
-            .map(longest_in_json)
-            .chain([q.resource.id.len(), q.session.map_or(0, str::len)])
-            .chain(agent(q).into_iter().flat_map(|f| f.attributes.values().map(String::len)))
-            .max()
-            .unwrap_or(0);
         let mut left_out = principal.left_out;
         left_out.extend(resource.left_out);
         entities.extend(principal.entity.into_iter().chain(resource.entity).map(Arc::new));
@@ -113,7 +103,6 @@ impl CompiledPackage {
             resource_ancestors: resource.ancestors,
             entities,
             left_out,
-            longest_text,
         })
     }
 
@@ -338,6 +327,18 @@ impl CompiledPackage {
             facts.attributes.iter().map(|(k, v)| (SmolStr::new(k), PartialValue::from(Value::from(v.as_str())))),
         )
     }
+}
+
+/// Bytes of the longest text of the question that a policy can read, arguments apart.
+pub(super) fn longest_text(q: &Query<'_>) -> usize {
+    let properties = q.resource.properties.values().chain(subject_properties(q).into_iter().flat_map(Map::values));
+    let agent = agent(q).into_iter().flat_map(|f| f.attributes.values().chain([&f.type_]).map(String::len));
+    let names = match &q.subject {
+        Subject::Agent { .. } => 0,
+        Subject::Other { type_, id, .. } => type_.len().max(id.len()),
+    };
+    let own = [q.session.map_or(0, str::len), q.resource.id.len(), q.resource.type_.len(), q.action.len(), names];
+    properties.map(longest_in_json).chain(agent).chain(own).max().unwrap_or(0)
 }
 
 fn agent<'a>(q: &Query<'a>) -> Option<&'a AgentFacts> {

@@ -35,7 +35,6 @@ pub(super) struct Plan {
     pub arguments: bool,
     /// Elements of all candidates' patterns.
     pub pattern: u64,
-    pub longest_text: usize,
     /// Paths of attributes that a candidate forbid mentions and the caller left out.
     pub missing: Vec<String>,
 }
@@ -187,7 +186,6 @@ impl CompiledPackage {
             entities,
             arguments: rules().any(|r| r.reads.arguments),
             pattern: rules().fold(0, |sum: u64, r| sum.saturating_add(r.reads.pattern)),
-            longest_text: resolved.longest_text.max(self.longest_text),
             missing: resolved.left_out.iter().filter(|(name, _)| forbids(name)).map(|(_, path)| path.clone()).collect(),
             candidates,
         })

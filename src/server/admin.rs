@@ -31,6 +31,7 @@ pub async fn list(
     let tenant = named(tenant)?;
     let filter = filter(&query.unwrap_or_default())?;
     authorized(&state, &parts, &tenant).await?;
+    let filter = DecisionFilter { tenant_uid: Some(uid(&state, &tenant)?), ..filter };
     let page = state.store.decisions(&tenant, &filter).await.map_err(failed)?;
     Ok(Json(page).into_response())
 }
@@ -43,9 +44,10 @@ pub async fn one(
 ) -> Result<Response, HttpError> {
     let tenant = named(tenant)?;
     authorized(&state, &parts, &tenant).await?;
+    let uid = uid(&state, &tenant)?;
     match state.store.decision(&tenant, &id).await.map_err(failed)? {
-        Some(decision) => Ok(Json(decision).into_response()),
-        None => Err(HttpError::not_found("unknown_decision", "This tenant has no decision with this id.")),
+        Some(decision) if decision.record.tenant_uid == uid => Ok(Json(decision).into_response()),
+        _ => Err(HttpError::not_found("unknown_decision", "This tenant has no decision with this id.")),
     }
 }
 
@@ -87,6 +89,15 @@ pub async fn audit_tombstones(State(state): State<AppState>, parts: Parts) -> Re
     authorized(&state, &parts, &state.settings.operator_namespace).await?;
     let tombstones = state.store.audit_tombstones().await.map_err(failed)?;
     Ok(Json(json!({"writer": state.store.audit_writer(), "tombstones": tombstones})).into_response())
+}
+
+/// UID of the namespace as it is now: a re-created one does not see its predecessor's decisions. Empty where Remit knows
+/// no such tenant, as in the records of callers from there. Staleness does not matter here: nothing is decided.
+fn uid(state: &Server, tenant: &str) -> Result<String, HttpError> {
+    if state.freshness.age(state.clock.instant()).is_none() {
+        return Err(HttpError::unavailable("not_synced", "Remit has not read its objects yet."));
+    }
+    Ok(state.snapshot.load().tenants.get(tenant).map(|t| t.uid.clone()).unwrap_or_default())
 }
 
 async fn authorized(state: &Server, parts: &Parts, namespace: &str) -> Result<(), HttpError> {

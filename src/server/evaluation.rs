@@ -57,7 +57,7 @@ pub async fn many(
     if let Some(refusal) = &call.refusal {
         // One refusal, one record, however many items.
         let first = match &questions {
-            Ok(Questions::One(question)) => Some(question),
+            Ok(Questions::One(question)) => Some(question.as_ref()),
             Ok(Questions::Many(items, _)) => items.iter().find_map(|item| item.as_ref().ok()),
             Err(_) => None,
         };
@@ -65,7 +65,7 @@ pub async fn many(
     }
     let call = Arc::new(call);
     match questions? {
-        Questions::One(question) => Ok(Json(single(&state, &call, question, id).await?).into_response()),
+        Questions::One(question) => Ok(Json(single(&state, &call, *question, id).await?).into_response()),
         Questions::Many(items, semantic) => {
             Ok(Json(Answers { evaluations: batch(&state, &call, items, semantic, id).await }).into_response())
         }

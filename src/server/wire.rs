@@ -38,7 +38,7 @@ pub enum Semantic {
 #[derive(Debug)]
 pub enum Questions {
     /// Answered by one decision.
-    One(CheckRequest),
+    One(Box<CheckRequest>),
     /// Answered in order; an item that can't be read is answered by its error.
     Many(Vec<Result<CheckRequest, HttpError>>, Semantic),
 }
@@ -66,7 +66,7 @@ pub fn questions(mut body: Map<String, Value>) -> Result<Questions, HttpError> {
     };
     let semantic = semantic(body.get("options"))?;
     if items.is_empty() {
-        return Ok(Questions::One(read(&mut body, &mut Map::new(), "")?));
+        return Ok(Questions::One(Box::new(read(&mut body, &mut Map::new(), "")?)));
     }
     if items.len() > MAX_ITEMS {
         let what = format!("{} items, at most {MAX_ITEMS} are taken; nothing was evaluated", items.len());

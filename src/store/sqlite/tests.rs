@@ -263,6 +263,25 @@ async fn tampering_with_the_file_is_found() {
     }
 }
 
+/// Takes SQLite's write lock beside the store, so that no commit can end.
+async fn write_lock(dir: &Path) -> SqliteConnection {
+    let connect = SqliteConnectOptions::new().filename(dir.join(DATABASE_FILE)).busy_timeout(Duration::from_secs(10));
+    let mut conn = connect.connect().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut conn).await.unwrap();
+    conn
+}
+
+#[tokio::test]
+async fn nothing_is_answered_before_its_commit() {
+    let (dir, store) = fresh().await;
+    let mut conn = write_lock(dir.path()).await;
+    let mut one = store.append(record("acme", 1)).unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut one).await;
+    assert!(early.is_err(), "answered without a commit: {early:?}");
+    sqlx::query("ROLLBACK").execute(&mut conn).await.unwrap();
+    assert_eq!(one.await.unwrap().seq, 1);
+}
+
 /// Prints the id of each record once its commit is known, until it is killed. Run by the next test only.
 #[tokio::test]
 async fn child_that_appends_until_killed() {
@@ -306,6 +325,14 @@ async fn kill_9_loses_no_commit_that_was_answered() {
             text
         });
         tokio::time::sleep(Duration::from_millis(700 + round * 150)).await;
+        if round > 0 {
+            // Keeps commits from ending while the child dies: whatever it had answered early would be lost.
+            let mut conn = write_lock(dir.path()).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            child.kill().unwrap();
+            child.wait().unwrap();
+            sqlx::query("ROLLBACK").execute(&mut conn).await.unwrap();
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         let text = reader.join().unwrap();
