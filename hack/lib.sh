@@ -132,7 +132,7 @@ start_operator() {
   kubectl get secret remit-ca -n $platform -o 'jsonpath={.data.tls\.crt}' | base64 -d >"$REMIT_CA_FILE"
 }
 
-operator_ready() { curl -fsS --max-time 5 "http://127.0.0.1:$metrics_port/readyz"; }
+operator_ready() { curl -fsS --max-time 5 "http://127.0.0.1:$metrics_port/readyz" >/dev/null; }
 operator_ready_or_gone() { ! kill -0 "$operator_pid" || operator_ready; }
 webhook_has_bundle() { kubectl get validatingwebhookconfiguration remit -o 'jsonpath={.webhooks[0].clientConfig.caBundle}' | grep -q .; }
 
