@@ -23,6 +23,7 @@ use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::{self, Context};
 use crate::gate::Snapshot;
+use crate::policy::PublicKey;
 use crate::server::tls::{Limits, ServingCertificate, TlsError, serve};
 use crate::server::{
     Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, SystemClock,
@@ -92,11 +93,11 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let leaf = authority.leaf(&names, now, args.certificate_life).map_err(AuthorityError::from)?;
     let certificate = ServingCertificate::new(leaf.certificate.as_bytes(), leaf.key.as_bytes())?;
 
-    let options = SqliteOptions {
-        signing_key: Some(keys.installation),
-        sinks: vec![Arc::new(anchors::ConfigMapSink::new(client.clone(), &args.namespace))],
-        ..SqliteOptions::default()
-    };
+    let public_key = PublicKey::from_key(keys.installation.verifying_key())
+        .map_err(|_| KeysError::Malformed { namespace: args.namespace.clone(), field: "installation.key" })?;
+    let sink = anchors::ConfigMapSink::new(client.clone(), &args.namespace, public_key.to_pem().to_owned());
+    let options =
+        SqliteOptions { signing_key: Some(keys.installation), sinks: vec![Arc::new(sink)], ..SqliteOptions::default() };
     let sqlite = SqliteStore::open(&args.data_dir, options).await;
     let store_error = |source| OperatorError::Store { dir: args.data_dir.display().to_string(), source };
     let sqlite = sqlite.map_err(store_error)?;

@@ -115,7 +115,8 @@ async fn suspending_lowering_and_deleting_an_agent_change_the_answer() {
     let (tenant, token) = tenant(c).await;
     let push = call("coder", "git/push", json!({}));
     c.answered(&token, &tenant, &push, "allowed").await;
-    let patch = |body: &str| c.kubectl(&["patch", "agent", "coder", "-n", &tenant, "--type=merge", "-p", body]).unwrap();
+    let patch =
+        |body: &str| c.kubectl(&["patch", "agent", "coder", "-n", &tenant, "--type=merge", "-p", body]).unwrap();
     patch(r#"{"spec":{"trustLevel":1}}"#);
     c.answered(&token, &tenant, &push, "no_permit").await;
     patch(r#"{"spec":{"suspend":true}}"#);
@@ -182,7 +183,8 @@ async fn sessions_are_issued_lived_and_ended() {
 async fn records_are_listed_filtered_and_only_for_who_may() {
     let c = cluster();
     let (tenant, token) = tenant(c).await;
-    let denied = c.call(&token, &tenant, "coder", "git/push", json!({"command": "--force", "password": "hunter2"})).await;
+    let denied =
+        c.call(&token, &tenant, "coder", "git/push", json!({"command": "--force", "password": "hunter2"})).await;
     let id = denied["context"]["decision_id"].as_str().unwrap().to_owned();
     let found = eventually("the record is there", || async {
         let found = list(c, &tenant, "agent=coder&outcome=deny&action=call_tool").await;
@@ -229,7 +231,8 @@ async fn batches_and_bad_questions() {
     let mut own = call("coder", "git/push", json!({}));
     own["subject"]["properties"] = json!({"trust": 4});
     assert_eq!(c.check(&token, &tenant, &own).await.0, 400, "agent_supplies_own_attributes");
-    let (status, body) = c.check(&token, &tenant, &call("coder", "git/log", json!({"a.b": 1, "a": {"b": 2}, "a\\.b": 3}))).await;
+    let (status, body) =
+        c.check(&token, &tenant, &call("coder", "git/log", json!({"a.b": 1, "a": {"b": 2}, "a\\.b": 3}))).await;
     assert_eq!(status, 200, "escaped keys don't collide: {body}");
 }
 
@@ -285,7 +288,11 @@ async fn garbage_token_flood() {
     let parts: Vec<&str> = good.split('.').collect();
     for i in 0..300 {
         // Half of it rubbish, half of it a good token with another signature.
-        let token = if i % 2 == 0 { format!("rubbish{i}") } else { format!("{}.{}.{}{i:03}", parts[0], parts[1], &parts[2][3..]) };
+        let token = if i % 2 == 0 {
+            format!("rubbish{i}")
+        } else {
+            format!("{}.{}.{}{i:03}", parts[0], parts[1], &parts[2][3..])
+        };
         let status = http.check(&token, &namespace, &call("x", "git/log", json!({}))).await.unwrap().status;
         assert!(status == 401 || status == 429, "{status}");
     }

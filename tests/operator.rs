@@ -139,7 +139,7 @@ async fn whole_tenant_in_one_apply_ends_ready_in_any_order() {
             "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
             "spec": {"package": {"name": "core", "version": "^1"}},
         });
-        let mut objects = vec![rollout.to_string(), agent("coder", "coder", 2), package, profile.to_string()];
+        let mut objects = [rollout.to_string(), agent("coder", "coder", 2), package, profile.to_string()];
         if turn == 1 {
             objects.reverse();
         }

@@ -42,7 +42,9 @@ async fn kill_9_under_load_loses_no_allow_that_a_client_saw() {
             let (seen, stop) = (seen.clone(), stop.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let Ok(answer) = http.check(&token, &tenant, &call("coder", "git/log", json!({}))).await else { break };
+                    let Ok(answer) = http.check(&token, &tenant, &call("coder", "git/log", json!({}))).await else {
+                        break;
+                    };
                     let body = answer.json();
                     if body["decision"] == true {
                         seen.lock().unwrap().push(body["context"]["decision_id"].as_str().unwrap().to_owned());

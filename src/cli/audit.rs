@@ -43,7 +43,8 @@ struct Verify {
     /// An anchor kept elsewhere: its JSON, or the ConfigMap remit-anchor-WRITER as YAML or JSON. May be repeated
     #[arg(long, value_name = "FILE")]
     anchor: Vec<PathBuf>,
-    /// The installation's public key, PEM; without it signatures are not verified
+    /// The installation's public key, PEM. Without it the one beside the anchor in its ConfigMap counts; without both,
+    /// signatures are not verified
     #[arg(long, value_name = "PEM")]
     key: Option<PathBuf>,
     #[command(flatten)]
@@ -98,10 +99,13 @@ pub async fn run(args: AuditArgs) -> ExitCode {
 
 async fn verify(args: &Verify) -> Result<Report, Error> {
     let key = args.key.as_deref().map(read_key).transpose()?;
-    let mut anchors = Vec::new();
+    let (mut anchors, mut published) = (Vec::new(), None);
     for path in &args.anchor {
-        anchors.extend(read_anchors(path)?);
+        let (found, key) = read_anchors(path)?;
+        anchors.extend(found);
+        published = published.or(key);
     }
+    let key = key.or(published);
     match &args.db {
         Some(path) => offline(path, anchors, key.as_ref()).await,
         None => online(&Client::new(&args.server)?, &anchors, key.as_ref()).await,
@@ -170,16 +174,17 @@ fn read(flag: &'static str, path: &Path) -> Result<String, Error> {
 
 fn read_key(path: &Path) -> Result<VerifyingKey, Error> {
     let wrong = |why: &str| Error::File { flag: "--key", path: path.to_owned(), why: why.to_owned() };
-    let key = VerifyingKey::from_public_key_pem(read("--key", path)?.trim())
-        .map_err(|_| wrong("not an ed25519 public key in PEM (-----BEGIN PUBLIC KEY-----)"))?;
-    if key.is_weak() {
-        return Err(wrong("a key of small order, under which anybody can sign"));
-    }
-    Ok(key)
+    parse_key(&read("--key", path)?).map_err(wrong)
 }
 
-/// Anchors from an envelope, a ConfigMap that holds envelopes, or a list of such.
-fn read_anchors(path: &Path) -> Result<Vec<Envelope>, Error> {
+fn parse_key(pem: &str) -> Result<VerifyingKey, &'static str> {
+    let key = VerifyingKey::from_public_key_pem(pem.trim())
+        .map_err(|_| "not an ed25519 public key in PEM (-----BEGIN PUBLIC KEY-----)")?;
+    if key.is_weak() { Err("a key of small order, under which anybody can sign") } else { Ok(key) }
+}
+
+/// Anchors from an envelope, a ConfigMap that holds envelopes, or a list of such; and the key that a ConfigMap holds beside them.
+fn read_anchors(path: &Path) -> Result<(Vec<Envelope>, Option<VerifyingKey>), Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum File {
@@ -187,11 +192,14 @@ fn read_anchors(path: &Path) -> Result<Vec<Envelope>, Error> {
         ConfigMap { data: std::collections::BTreeMap<String, String> },
         List { items: Vec<File> },
     }
-    fn envelopes(file: File, out: &mut Vec<Envelope>) {
+    fn envelopes(file: File, out: &mut Vec<Envelope>, keys: &mut Vec<String>) {
         match file {
             File::Envelope(envelope) => out.push(envelope),
-            File::ConfigMap { data } => out.extend(data.values().filter_map(|v| serde_json::from_str(v).ok())),
-            File::List { items } => items.into_iter().for_each(|item| envelopes(item, out)),
+            File::ConfigMap { data } => {
+                out.extend(data.values().filter_map(|v| serde_json::from_str(v).ok()));
+                keys.extend(data.get("key.pem").cloned());
+            }
+            File::List { items } => items.into_iter().for_each(|item| envelopes(item, out, keys)),
         }
     }
     let wrong = |why: String| Error::File { flag: "--anchor", path: path.to_owned(), why };
@@ -199,12 +207,13 @@ fn read_anchors(path: &Path) -> Result<Vec<Envelope>, Error> {
     // JSON is YAML too.
     let file: File = serde_saphyr::from_str(&text)
         .map_err(|_| wrong("neither an anchor (JSON) nor a ConfigMap that holds one".into()))?;
-    let mut out = Vec::new();
-    envelopes(file, &mut out);
+    let (mut out, mut keys) = (Vec::new(), Vec::new());
+    envelopes(file, &mut out, &mut keys);
     if out.is_empty() {
         return Err(wrong("the ConfigMap holds no anchor".into()));
     }
-    Ok(out)
+    let key = keys.first().map(|pem| parse_key(pem)).transpose().map_err(|why| wrong(format!("key.pem: {why}")))?;
+    Ok((out, key))
 }
 
 fn print(out: &mut impl Write, r: &Report, anchored_elsewhere: bool) -> io::Result<()> {
@@ -400,7 +409,7 @@ mod tests {
             "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: remit-anchor-x\ndata:\n  anchor.json: '{anchor}'\n"
         );
         std::fs::write(written.file("map.yaml"), &yaml).unwrap();
-        assert_eq!(read_anchors(&written.file("map.yaml")).unwrap(), [serde_json::from_str(&anchor).unwrap()]);
+        assert_eq!(read_anchors(&written.file("map.yaml")).unwrap().0, [serde_json::from_str(&anchor).unwrap()]);
         std::fs::write(written.file("map.yaml"), "kind: ConfigMap\ndata: {a: b}\n").unwrap();
         assert!(read_anchors(&written.file("map.yaml")).unwrap_err().to_string().contains("holds no anchor"));
         std::fs::write(written.file("map.yaml"), "hello").unwrap();

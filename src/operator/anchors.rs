@@ -12,12 +12,14 @@ use crate::store::{AnchorSink, StoreError, StoreFuture};
 /// Keeps the newest anchor of each writer in ConfigMap `remit-anchor-<writer>`.
 pub struct ConfigMapSink {
     api: Api<ConfigMap>,
+    public_key: String,
 }
 
 impl ConfigMapSink {
-    /// In this namespace.
-    pub fn new(client: Client, namespace: &str) -> Self {
-        Self { api: Api::namespaced(client, namespace) }
+    /// In this namespace, with the installation's public key (PEM) beside each anchor: who has only the database and its
+    /// server can't give an auditor another one.
+    pub fn new(client: Client, namespace: &str, public_key: String) -> Self {
+        Self { api: Api::namespaced(client, namespace), public_key }
     }
 }
 
@@ -40,7 +42,7 @@ impl AnchorSink for ConfigMapSink {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": MANAGER, "remit.dev/anchor": "true"}},
-                "data": {KEY: text},
+                "data": {KEY: text, "key.pem": self.public_key},
             });
             let params = PatchParams::apply(MANAGER).force();
             let done = call("an anchor", self.api.patch(&name, &params, &Patch::Apply(body))).await;
