@@ -20,13 +20,15 @@ use serde_json::json;
 use super::verdict::{TenantFacts, judge};
 use super::{Context, ReconcileError, apply_status, until};
 use crate::api::{
-    DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, TenantRollout, TenantRolloutStatus, VERSION,
+    DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, RevisionStatus, TenantRollout, TenantRolloutStatus,
+    VERSION,
 };
-use crate::lifecycle::rollout::{Candidate, Effect, Keys, Observation, revision_name, step};
+use crate::lifecycle::rollout::{Candidate, Effect, Keys, Observation, revision, revision_name, step};
 use crate::policy::parse_version;
 use crate::source::index::{compromised, find_bytes};
 use crate::source::kubernetes::{Guarded, call};
 use crate::source::recorded::{BYTES_LABEL, PackageBytes, check};
+use crate::store::InForceRow;
 
 /// What the controller is given: a namespace may need a rollout before it has one.
 pub type Object = Namespace;
@@ -131,7 +133,7 @@ impl Pass<'_> {
         let compromised = compromised(&tenant.signers);
         let covering = tenant.signers.iter().filter(|s| s.covers(&tenant.name, false));
         let good = covering.map(|s| s.key.fingerprint().to_owned()).filter(|k| !compromised.contains(k)).collect();
-        let kept: BTreeSet<String> = self.kept(&by_digest);
+        let kept = self.kept(&by_digest, &recorded, &compromised);
         let fault = ctx.faults.get(&tenant.name);
         let before = self.rollout.status.clone().unwrap_or(TenantRolloutStatus {
             observed_generation: crate::api::never_observed(),
@@ -162,7 +164,9 @@ impl Pass<'_> {
                 Effect::Event { .. } => {}
             }
         }
-        self.heal(&next.status).await?;
+        if !next.effects.iter().any(|e| matches!(e, Effect::KeepBytes { .. })) {
+            self.heal(&next.status).await?;
+        }
         let api = ctx.api::<TenantRollout>(&tenant.name);
         apply_status(&api, self.rollout, self.rollout.status.as_ref(), &next.status, true).await?;
         for effect in &next.effects {
@@ -197,17 +201,25 @@ impl Pass<'_> {
         Ok((candidates, bytes))
     }
 
-    /// Digests whose bytes are at hand and still right.
-    fn kept(&self, candidates: &BTreeMap<String, (PolicyPackageSpec, Option<String>)>) -> BTreeSet<String> {
-        let history = self.rollout.status.iter().flat_map(|s| &s.history).filter(|h| {
-            let recorded = &h.revision;
-            let bytes = find_bytes(&self.ctx.objects, &self.tenant.name, recorded, &self.tenant.signers);
-            let right = |b: PackageBytes| {
-                check(&b, recorded, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok()
-            };
-            bytes.is_ok_and(right)
+    /// Digests whose bytes are at hand and still right. The history is looked at only when something has to be gone back to.
+    fn kept(
+        &self,
+        candidates: &BTreeMap<String, (PolicyPackageSpec, Option<String>)>,
+        recorded: &[InForceRow],
+        compromised: &BTreeSet<String>,
+    ) -> BTreeSet<String> {
+        let status = self.rollout.status.iter();
+        let mut former: Vec<RevisionStatus> = status.flat_map(|s| &s.history).map(|h| h.revision.clone()).collect();
+        former.extend(recorded.iter().map(revision));
+        let left = |r: &RevisionStatus| r.key_fingerprint.as_ref().is_some_and(|k| compromised.contains(k));
+        if !former.iter().any(left) {
+            former.clear();
+        }
+        former.retain(|r| {
+            let bytes = find_bytes(&self.ctx.objects, &self.tenant.name, r, &self.tenant.signers);
+            bytes.is_ok_and(|b| check(&b, r, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok())
         });
-        history.map(|h| h.revision.digest.clone()).chain(candidates.keys().cloned()).collect()
+        former.into_iter().map(|r| r.digest).chain(candidates.keys().cloned()).collect()
     }
 
     async fn keep(&self, spec: &PolicyPackageSpec, digest: &str, key: Option<String>) -> Result<(), ReconcileError> {

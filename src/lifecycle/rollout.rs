@@ -460,7 +460,8 @@ pub fn revision_name(digest: &str) -> String {
     format!("remit-{}", hex.get(..20).unwrap_or(hex))
 }
 
-fn revision(row: &InForceRow) -> RevisionStatus {
+/// What is recorded, as the status says it.
+pub fn revision(row: &InForceRow) -> RevisionStatus {
     RevisionStatus {
         tenant_uid: row.tenant_uid.clone(),
         package: row.package.clone(),

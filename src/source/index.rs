@@ -95,6 +95,7 @@ pub struct Index {
     tenants: BTreeMap<String, TenantState>,
     loaded: HashMap<String, Loaded>,
     platform: Option<Arc<CompiledPackage>>,
+    platform_fault: Option<String>,
     generation: u64,
 }
 
@@ -118,6 +119,7 @@ impl Index {
             tenants: BTreeMap::new(),
             loaded: HashMap::new(),
             platform: None,
+            platform_fault: None,
             generation: 0,
         }
     }
@@ -192,10 +194,14 @@ impl Index {
             if passing {
                 again.insert(name.clone());
             }
-            if let Some(why) = &fault {
-                tracing::error!(tenant = %name, %why, "what is in force can't be loaded: everything is denied");
-            }
+            let why = fault.clone();
             if self.faults.set(&name, fault) {
+                match why {
+                    Some(why) => {
+                        tracing::error!(tenant = %name, %why, "what is in force can't be loaded: everything is denied")
+                    }
+                    None => tracing::info!(tenant = %name, "what is in force is loaded again"),
+                }
                 tell(&self.listeners, &Change::Loaded(name));
             }
         }
@@ -312,9 +318,11 @@ impl Index {
         let base = base_platform();
         let Some((name, declared)) = self.from.declared.clone() else { return Ok(vec![base]) };
         let loaded = self.load_platform(&name, &declared, signers).await;
-        if let Err(why) = &loaded {
+        let fault = loaded.as_ref().err().map(ToString::to_string);
+        if let Some(why) = fault.as_ref().filter(|_| fault != self.platform_fault) {
             tracing::error!(package = %name, digest = %declared, %why, "the platform package can't be loaded: every check is refused");
         }
+        self.platform_fault = fault;
         loaded.map(|package| vec![base, package]).map_err(|why| format!("platform package {name}@{declared}: {why}"))
     }
 
