@@ -127,6 +127,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         authority: published.clone(),
         snapshot: snapshot.clone(),
         tests: controllers::verdict::TestResults::default(),
+        quiet: controllers::tenant_rollout::Quiet::default(),
         failures: AtomicU64::new(0),
     });
     let registry = metrics::registry(&sqlite, &ctx);

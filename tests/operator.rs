@@ -139,7 +139,7 @@ async fn whole_tenant_in_one_apply_ends_ready_in_any_order() {
             "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
             "spec": {"package": {"name": "core", "version": "^1"}},
         });
-        let mut objects = vec![rollout.to_string(), agent("coder", "coder", 2), package, profile.to_string()];
+        let mut objects = [rollout.to_string(), agent("coder", "coder", 2), package, profile.to_string()];
         if turn == 1 {
             objects.reverse();
         }
@@ -288,21 +288,10 @@ async fn delete_and_recreate_namespace() {
         "spec": {"package": {"name": "core"}},
     });
     c.apply(&tenant, &rollout.to_string()).unwrap();
-    let status = json!({"status": old}).to_string();
-    let remit = format!("--as=system:serviceaccount:{PLATFORM}:remit");
-    c.kubectl(&[
-        "patch",
-        "tenantrollout",
-        "default",
-        "-n",
-        &tenant,
-        "--subresource=status",
-        "--type=merge",
-        "-p",
-        &status,
-        &remit,
-    ])
-    .unwrap();
+    let remit = c.client_as(&format!("system:serviceaccount:{PLATFORM}:remit"), &[]).await;
+    let api: kube::Api<remit::api::TenantRollout> = kube::Api::namespaced(remit, &tenant);
+    let restored = kube::api::Patch::Merge(json!({"status": old}));
+    api.patch_status("default", &kube::api::PatchParams::default(), &restored).await.unwrap();
     eventually_blocking("nothing is inherited", || match c.rollout(&tenant)["status"].clone() {
         s if s["stable"].is_null() && s["observedGeneration"] == 1 => Ok(()),
         s => Err(s.to_string()),

@@ -64,7 +64,18 @@ pub fn run(args: &Generate) -> ExitCode {
 
 /// Every generated file, in a fixed order.
 fn files() -> Result<Vec<GeneratedFile>, GenerateError> {
-    custom_resource_definitions()
+    let mut out = custom_resource_definitions()?;
+    out.push(openapi_document()?);
+    Ok(out)
+}
+
+/// The HTTP API, as `GET /openapi.json` serves it.
+fn openapi_document() -> Result<GeneratedFile, GenerateError> {
+    let path = "docs/openapi.json".to_owned();
+    match serde_json::to_string_pretty(&crate::server::openapi::document()) {
+        Ok(text) => Ok(GeneratedFile { path, content: text + "\n" }),
+        Err(source) => Err(GenerateError::Json { path, source }),
+    }
 }
 
 fn custom_resource_definitions() -> Result<Vec<GeneratedFile>, GenerateError> {

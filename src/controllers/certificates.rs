@@ -108,7 +108,15 @@ fn read(secret: &Secret, namespace: &str) -> Result<Authority, AuthorityError> {
 /// The bundle that everybody is told of, and who has been told.
 pub struct Published {
     bundle: ArcSwap<String>,
-    told: Mutex<HashMap<String, (Instant, String, Arc<String>)>>,
+    told: Mutex<HashMap<String, Told>>,
+}
+
+/// When a namespace was told of which bundle.
+#[derive(Clone)]
+struct Told {
+    at: Instant,
+    uid: String,
+    bundle: Arc<String>,
 }
 
 impl Published {
@@ -122,7 +130,7 @@ impl Published {
         let bundle = self.bundle.load_full();
         let lock = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let told = lock().get(namespace).cloned();
-        if told.is_some_and(|(at, to, what)| at.elapsed() < REPUBLISH && to == uid && what == bundle) {
+        if told.is_some_and(|t| t.at.elapsed() < REPUBLISH && t.uid == uid && t.bundle == bundle) {
             return Ok(());
         }
         let body = json!({
@@ -133,14 +141,14 @@ impl Published {
         });
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
         call("ConfigMap remit-ca", api.patch(CA, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await?;
-        lock().insert(namespace.into(), (Instant::now(), uid.into(), bundle));
+        lock().insert(namespace.into(), Told { at: Instant::now(), uid: uid.into(), bundle });
         Ok(())
     }
 
     /// Tenants that have been told before, to be told again.
     fn tenants(&self) -> Vec<(String, String)> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.iter().map(|(namespace, (_, uid, _))| (namespace.clone(), uid.clone())).collect()
+        told.iter().map(|(namespace, t)| (namespace.clone(), t.uid.clone())).collect()
     }
 
     fn forget(&self, namespace: &str) {

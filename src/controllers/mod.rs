@@ -10,7 +10,7 @@ pub mod keys;
 mod policy_package;
 mod policy_signer;
 mod tenant_profile;
-mod tenant_rollout;
+pub mod tenant_rollout;
 pub mod verdict;
 
 use std::collections::{BTreeSet, HashMap};
@@ -76,6 +76,8 @@ pub struct Context {
     pub snapshot: Arc<arc_swap::ArcSwap<crate::gate::Snapshot>>,
     /// Results of package tests.
     pub tests: verdict::TestResults,
+    /// Namespaces with packages whose author may still be about to apply the rollout.
+    pub quiet: tenant_rollout::Quiet,
     /// Passes that failed, for `/metrics`.
     pub failures: AtomicU64,
 }

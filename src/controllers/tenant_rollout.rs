@@ -2,8 +2,9 @@
 //!
 //! It looks at the packages itself instead of waiting for their status: from `apply` to the new answer counts.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -52,9 +53,42 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
         Some(rollout) if rollout.metadata.deletion_timestamp.is_some() => return Ok(Action::await_change()),
         Some(rollout) => rollout,
         None if packages.is_empty() => return Ok(Action::await_change()),
-        None => make_empty(&ctx, &name).await?,
+        None => {
+            let objects = packages.len() + ctx.objects.agents_of(&name).len();
+            // Where something was in force the rollout was deleted: that is put right at once.
+            let first = ctx.store.in_force(&tenant.uid).await?.is_empty();
+            if let Some(wait) = ctx.quiet.left(&name, objects, Instant::now()).filter(|_| first) {
+                return Ok(Action::requeue(wait));
+            }
+            make_empty(&ctx, &name).await?
+        }
     };
+    ctx.quiet.forget(&name);
     Pass { ctx: &ctx, tenant: &tenant, rollout: &rollout, packages: &packages }.run().await
+}
+
+/// For how long a namespace must have been quiet before it is given a rollout: `kubectl apply -f dir/` reads an object, finds it
+/// missing and creates it, and must not find that Remit was faster.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Since when namespaces without a rollout have been quiet, by their number of objects.
+#[derive(Default)]
+pub struct Quiet(Mutex<HashMap<String, (usize, Instant)>>);
+
+impl Quiet {
+    /// How long to wait still; None: it has been quiet for long enough.
+    fn left(&self, namespace: &str, objects: usize, now: Instant) -> Option<Duration> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, since) = all.entry(namespace.into()).or_insert((objects, now));
+        if *seen != objects {
+            (*seen, *since) = (objects, now);
+        }
+        QUIET.checked_sub(now.saturating_duration_since(*since)).filter(|left| !left.is_zero())
+    }
+
+    fn forget(&self, namespace: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
+    }
 }
 
 /// The one thing that Remit writes into a spec: nothing.
@@ -292,4 +326,21 @@ pub async fn keep_bytes(
     }
     call("controllerrevisions", api.create(&by_remit(), &kept)).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_is_made_only_after_the_namespace_was_quiet() {
+        let (quiet, start) = (Quiet::default(), Instant::now());
+        assert_eq!(quiet.left("acme", 1, start), Some(QUIET));
+        assert!(quiet.left("acme", 1, start + QUIET / 2).is_some());
+        assert_eq!(quiet.left("acme", 2, start + QUIET / 2), Some(QUIET), "another object: its author is still at it");
+        assert!(quiet.left("acme", 2, start + QUIET).is_some());
+        assert_eq!(quiet.left("acme", 2, start + QUIET + QUIET / 2), None);
+        quiet.forget("acme");
+        assert_eq!(quiet.left("acme", 2, start + 3 * QUIET), Some(QUIET));
+    }
 }
