@@ -87,7 +87,7 @@ if [[ -n $own ]]; then
     if kubectl get "$there" >/dev/null 2>&1; then fail "$there is on your control plane already, and the tour would change it"; fi
   done
 else
-  controlplane start --dir "$demo/controlplane"
+  controlplane start --dir "$demo/controlplane" --parent-pid $$
   export KUBECONFIG=$demo/controlplane/kubeconfig
   tools "$demo/bin"
   run "kubectl version"

@@ -42,6 +42,7 @@ tools() {
   cp "$remit" "$1/remit"
   ln -sf remit "$1/kubectl-remit"
   export PATH="$1:$PATH"
+  export KUBECACHEDIR=$1/cache # not into the user's ~/.kube
 }
 
 # A port that nothing listens on, below those that the kernel gives to outgoing connections.

@@ -498,7 +498,8 @@ fn second_operator_on_the_same_data_or_without_a_cluster_says_why() {
 
 #[tokio::test]
 async fn webhook_bundle_is_put_right_again() {
-    let c = cluster();
+    // One of its own: the others need the webhook all the time.
+    let c = Cluster::start_own();
     let path = "jsonpath={.webhooks[0].clientConfig.caBundle}";
     let get = || c.kubectl(&["get", "validatingwebhookconfiguration", "remit", "-o", path]);
     let right = get().unwrap();

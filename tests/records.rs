@@ -108,11 +108,16 @@ async fn kill_9_under_load_loses_no_allow_that_a_client_saw() {
     for (copy, sql) in [
         edit("cut.db", "DELETE FROM records WHERE seq > (SELECT max(seq) - 3 FROM records)"),
         edit("middle.db", "DELETE FROM records WHERE seq = 2"),
-        edit("changed.db", "UPDATE records SET body = replace(body, '\"allow\"', '\"deny\"') WHERE seq = 3"),
+        edit(
+            "changed.db",
+            "UPDATE records SET body = replace(body, '\"allow\"', '\"deny\"')
+             WHERE seq = (SELECT min(seq) FROM records WHERE body LIKE '%\"allow\"%')",
+        ),
     ] {
         use sqlx::Connection as _;
         let mut db = sqlx::SqliteConnection::connect(copy.to_str().unwrap()).await.unwrap();
-        sqlx::query(sql).execute(&mut db).await.unwrap();
+        let done = sqlx::query(sql).execute(&mut db).await.unwrap();
+        assert!(done.rows_affected() > 0, "{sql} changed nothing");
         db.close().await.unwrap();
         let (code, said) = verify(&copy);
         assert_eq!(code, Some(1), "{sql}: {said}");

@@ -122,8 +122,11 @@ impl Cluster {
         self.apply_with(namespace, yaml, &args)
     }
 
-    /// `kubectl wait --for=condition=NAME`.
+    /// `kubectl wait --for=condition=NAME`, also for an object that is not there yet.
     pub fn wait_for(&self, namespace: &str, object: &str, condition: &str) {
+        if let Err(why) = self.kubectl(&["wait", "-n", namespace, object, "--for=create", "--timeout=90s"]) {
+            panic!("{object} in {namespace}: {why}");
+        }
         let condition = format!("--for=condition={condition}");
         if let Err(why) = self.kubectl(&["wait", "-n", namespace, object, &condition, "--timeout=90s"]) {
             let found = self.kubectl(&["get", "-n", namespace, object, "-o", "yaml"]).unwrap_or_else(|e| e);

@@ -81,14 +81,14 @@ impl ControlPlane {
     /// The same, with what it says on standard error (warnings) as the second text.
     pub fn kubectl_heard(&self, args: &[&str], input: &str) -> Result<(String, String), String> {
         let mut command = Command::new(self.text("kubectl"));
-        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.dir).args(args);
+        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", self.dir.join("attached")).args(args);
         run(command, input)
     }
 
     /// The chart as YAML, for `helm template` arguments such as `--set deploy=false`.
     pub fn render_chart(&self, args: &[&str]) -> Result<String, String> {
         let mut command = Command::new(self.text("helm"));
-        command.env("HOME", &self.dir).args(["template", "remit"]).arg(file("charts/remit"));
+        command.env("HOME", self.dir.join("attached")).args(["template", "remit"]).arg(file("charts/remit"));
         command.args(["--namespace", super::PLATFORM]).args(args);
         run(command, "").map(|(out, _)| out)
     }
