@@ -3,6 +3,8 @@
 //!
 //! The server runs in a process of its own (this binary again, with `serve`), so that its CPU time is its own.
 
+#![allow(clippy::expect_used)] // A report, not a service: what can't be measured ends it.
+
 #[path = "support/load.rs"]
 mod load;
 
