@@ -34,7 +34,7 @@ controlplane: ## builds kube-apiserver, kube-controller-manager, kubectl, etcd a
 	$(call step,Control plane)
 	hack/controlplane/run build
 
-bench: ## throughput, latency and propagation, beside a bare handler of the same minute
+bench: controlplane ## throughput, latency and propagation, beside a bare handler of the same minute
 	$(call step,Benchmarks: a release build comes first and takes minutes)
 	cargo bench
 

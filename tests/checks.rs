@@ -1,5 +1,7 @@
 //! Checks through the front door: an agent's own token over HTTPS, the objects that kubectl applied, and what is answered.
 
+use std::time::Duration;
+
 use kube::Api;
 use serde_json::{Value, json};
 
@@ -177,6 +179,40 @@ async fn sessions_are_issued_lived_and_ended() {
     assert_eq!(http.post(&format!("/sessions/{id}/heartbeat"), &strict, &json!({})).await.unwrap().status, 200);
     assert_eq!(http.post(&format!("/sessions/{id}/end"), &strict, &json!({})).await.unwrap().status, 200);
     c.answered(&strict, &tenant, &with("strict", &id), "session_unknown").await;
+}
+
+/// The tenant's profile says for how long; a heartbeat is a sign of life, a check is not.
+#[tokio::test]
+async fn a_silent_session_ends_after_the_profiles_timeout() {
+    let c = cluster();
+    let (tenant, token) = tenant(c).await;
+    c.apply(&tenant, &object("TenantProfile", "default", json!({"sessionTimeoutSeconds": 10}))).unwrap();
+    c.wait_for(&tenant, "tenantprofile/default", "Ready");
+    let http = c.http();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let opened = eventually("the profile is in force", || async {
+            let opened = http.post("/sessions", &token, &json!({})).await?.json();
+            if opened["expires_after_seconds"] == 10 { Ok(opened) } else { Err(opened.to_string()) }
+        });
+        ids.push(opened.await["session"].as_str().unwrap().to_owned());
+    }
+    let code = async |id: &str| {
+        let mut body = call("coder", "git/log", json!({}));
+        body["context"]["session"] = json!(id);
+        c.check(&token, &tenant, &body).await.1["context"]["code"].as_str().unwrap_or_default().to_owned()
+    };
+    // The first lives on by its heartbeats, the second is asked with all the time.
+    for _ in 0..14 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(
+            http.post(&format!("/sessions/{}/heartbeat", ids[0]), &token, &json!({})).await.unwrap().status,
+            200
+        );
+        code(&ids[1]).await;
+    }
+    assert_eq!(code(&ids[0]).await, "allowed");
+    assert_eq!(code(&ids[1]).await, "session_unknown");
 }
 
 #[tokio::test]

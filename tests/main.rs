@@ -3,6 +3,7 @@
 
 mod admission;
 mod api;
+mod attacks;
 mod chart;
 mod checks;
 mod control_plane;

@@ -168,6 +168,16 @@ async fn whole_tenant_in_one_apply_ends_ready_in_any_order() {
     }
 }
 
+/// Nobody waits for what never comes: the platform's package is declared where the operator is started.
+#[test]
+fn rollout_of_the_platform_says_that_it_has_no_effect() {
+    let c = cluster();
+    let rollout = json!({"apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"}, "spec": {}});
+    c.apply(PLATFORM, &rollout.to_string()).unwrap();
+    c.wait_for(PLATFORM, "tenantrollout/default", "Stalled");
+    c.kubectl(&["delete", "tenantrollout", "default", "-n", PLATFORM]).unwrap();
+}
+
 #[tokio::test]
 async fn a_settled_tenant_is_not_written_again() {
     let c = cluster();
@@ -497,4 +507,41 @@ async fn webhook_bundle_is_put_right_again() {
         found if found == right => Ok(()),
         other => Err(other),
     });
+}
+
+/// The certificate that the operator serves with, verified under its CA.
+fn served(c: &Cluster) -> Vec<u8> {
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in rustls::pki_types::CertificateDer::pem_slice_iter(c.ca().as_bytes()) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut tls = rustls::ClientConnection::new(config.into(), "127.0.0.1".try_into().unwrap()).unwrap();
+    let mut tcp = std::net::TcpStream::connect(("127.0.0.1", c.operator.https)).unwrap();
+    tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    while tls.is_handshaking() {
+        tls.complete_io(&mut tcp).unwrap();
+    }
+    tls.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[test]
+fn the_certificate_is_replaced_early_and_without_a_restart() {
+    let c = Cluster::start_own_with(&["--certificate-life=30"]);
+    let (first, begun) = (served(&c), Instant::now());
+    let next = eventually_blocking("another certificate is served", || match served(&c) {
+        same if same == first => {
+            std::thread::sleep(Duration::from_millis(500));
+            Err("still the first".into())
+        }
+        next => Ok(next),
+    });
+    assert!(begun.elapsed() < Duration::from_secs(30), "it was replaced while it was valid");
+    let (_, read) = x509_parser::parse_x509_certificate(&next).unwrap();
+    assert!(read.validity().is_valid());
 }

@@ -28,5 +28,3 @@ pub const VERSION: &str = "v1alpha1";
 pub const MANAGER: &str = "remit";
 /// Name of the one TenantRollout and the one TenantProfile of a namespace.
 pub const DEFAULT_NAME: &str = "default";
-/// Annotation whose change forces a reconcile pass.
-pub const REQUESTED_AT: &str = "reconcile.remit.dev/requestedAt";

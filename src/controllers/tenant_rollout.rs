@@ -20,8 +20,8 @@ use serde_json::json;
 use super::verdict::{TenantFacts, judge};
 use super::{Context, ReconcileError, apply_status, until};
 use crate::api::{
-    DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, RevisionStatus, TenantRollout, TenantRolloutStatus,
-    VERSION,
+    DEFAULT_NAME, GROUP, MANAGER, PolicyPackage, PolicyPackageSpec, READY, RevisionStatus, RolloutPhase, STALLED,
+    TenantRollout, TenantRolloutStatus, VERSION, set_condition,
 };
 use crate::lifecycle::rollout::{Candidate, Effect, Keys, Observation, revision, revision_name, step};
 use crate::policy::parse_version;
@@ -41,13 +41,18 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
     // Remembers signers for every namespace, also for one that has no package yet.
     let tenant = TenantFacts::read(&ctx, &namespace).await?;
     let packages = ctx.objects.packages_of(&name);
-    if tenant.is_platform {
-        return Ok(Action::await_change());
-    }
     let rollout = match ctx.objects.rollout_of(&name) {
         Some(rollout) => rollout.0.as_ref().ok().cloned(),
         None => None,
     };
+    if tenant.is_platform {
+        // Nobody should wait for what never comes: the platform's package is declared where the operator is.
+        if let Some(rollout) = rollout.filter(|r| r.metadata.deletion_timestamp.is_none()) {
+            let status = without_effect(&rollout, Timestamp::now());
+            apply_status(&ctx.api(&name), &rollout, rollout.status.as_ref(), &status, true).await?;
+        }
+        return Ok(Action::await_change());
+    }
     if rollout.is_some() || !packages.is_empty() || !ctx.objects.agents_of(&name).is_empty() {
         ctx.authority.publish(&ctx.client, &name, &tenant.uid).await?;
     }
@@ -91,6 +96,24 @@ impl Quiet {
     fn forget(&self, namespace: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
     }
+}
+
+/// Status of a rollout in the operator's own namespace.
+fn without_effect(rollout: &TenantRollout, now: Timestamp) -> TenantRolloutStatus {
+    let generation = rollout.metadata.generation.unwrap_or(0);
+    let mut status = TenantRolloutStatus {
+        observed_generation: generation,
+        phase: RolloutPhase::Degraded,
+        // An action that somebody appended stays theirs.
+        actions: rollout.status.as_ref().map(|s| s.actions.clone()).unwrap_or_default(),
+        conditions: rollout.status.as_ref().map(|s| s.conditions.clone()).unwrap_or_default(),
+        ..TenantRolloutStatus::default()
+    };
+    let message = "it has no effect here: the platform's package is declared by chart value platformPackage";
+    for (type_, on) in [(READY, false), (STALLED, true)] {
+        set_condition(&mut status.conditions, type_, on, "PlatformNamespace", message, generation, now);
+    }
+    status
 }
 
 /// The one thing that Remit writes into a spec: nothing.
@@ -343,6 +366,17 @@ pub async fn keep_bytes(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rollout_of_the_platform_says_that_it_has_no_effect_and_does_not_flap() {
+        let mut rollout = TenantRollout::new("default", Default::default());
+        rollout.metadata.generation = Some(3);
+        let first = without_effect(&rollout, Timestamp::from_second(1).unwrap());
+        assert!(crate::api::is_true(&first.conditions, STALLED) && !crate::api::is_true(&first.conditions, READY));
+        assert_eq!(first.observed_generation, 3);
+        rollout.status = Some(first.clone());
+        assert_eq!(without_effect(&rollout, Timestamp::from_second(9).unwrap()), first);
+    }
 
     #[test]
     fn a_rollout_is_made_only_after_the_namespace_was_quiet() {

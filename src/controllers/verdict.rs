@@ -131,11 +131,16 @@ async fn failing_test(ctx: &Context, spec: &PolicyPackageSpec, package: &Arc<Com
         return result;
     }
     let (tests, package) = (spec.clone(), package.clone());
-    let run = tokio::task::spawn_blocking(move || run_tests(&tests, &package, &platform).refusal());
-    let result = run.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "running the tests of a package failed");
-        Some(Refusal::new(RefusalCode::TestFailed, "the tests could not be run: see the operator's log"))
-    });
+    let run = tokio::task::spawn_blocking(move || run_tests(&tests, &package, &platform));
+    let result = match run.await {
+        // A verdict for want of time is none to remember: the next pass tries again.
+        Ok(report) if report.cut_short => return report.refusal(),
+        Ok(report) => report.refusal(),
+        Err(error) => {
+            tracing::error!(%error, "running the tests of a package failed");
+            Some(Refusal::new(RefusalCode::TestFailed, "the tests could not be run: see the operator's log"))
+        }
+    };
     let mut results = ctx.tests.0.lock().unwrap_or_else(PoisonError::into_inner);
     // A platform change makes every old result useless; they are few and small until then.
     if results.len() > 4096 {

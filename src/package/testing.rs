@@ -32,6 +32,8 @@ pub struct TestReport {
     pub results: Vec<TestResult>,
     /// Files and tests that can't be read, run out of bounds or have the same name.
     pub unreadable: Vec<Refusal>,
+    /// Time ran out before the last test. On a machine with more time it may be another verdict.
+    pub cut_short: bool,
 }
 
 /// One test that was run.
@@ -187,6 +189,7 @@ pub fn run_tests_while(
     let total = cases.len();
     for (place, name, question, expect) in cases {
         if !go_on() {
+            report.cut_short = true;
             report.unreadable.push(Refusal::new(
                 RefusalCode::TestFailed,
                 format!("{}: the tests took too long: {} of {total} were run", place.file, report.results.len()),

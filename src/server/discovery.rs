@@ -1,28 +1,24 @@
 //! AuthZEN's metadata, for the whole and for each tenant, and the OpenAPI document. Public: they say nothing about anybody.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::caller::named;
 use super::error::HttpError;
-use super::{AppState, openapi as document};
+use super::openapi as document;
 
 /// `GET /.well-known/authzen-configuration`.
-pub async fn plain(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, HttpError> {
-    metadata(&base(&state, &headers)?)
+pub async fn plain(headers: HeaderMap) -> Result<Response, HttpError> {
+    metadata(&base(&headers)?)
 }
 
 /// `GET /.well-known/authzen-configuration/tenants/{tenant}`. Answers for every name: whether a tenant exists is not public.
-pub async fn tenant(
-    State(state): State<AppState>,
-    Path(tenant): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, HttpError> {
+pub async fn tenant(Path(tenant): Path<String>, headers: HeaderMap) -> Result<Response, HttpError> {
     let tenant = named(tenant)?;
-    metadata(&format!("{}/tenants/{tenant}", base(&state, &headers)?))
+    metadata(&format!("{}/tenants/{tenant}", base(&headers)?))
 }
 
 /// `GET /openapi.json`.
@@ -41,10 +37,7 @@ fn metadata(pdp: &str) -> Result<Response, HttpError> {
 }
 
 /// `https://HOST`: the identifier must be the one that the client has used, or it must refuse the metadata.
-fn base(state: &AppState, headers: &HeaderMap) -> Result<String, HttpError> {
-    if let Some(url) = &state.settings.external_url {
-        return Ok(url.trim_end_matches('/').to_owned());
-    }
+fn base(headers: &HeaderMap) -> Result<String, HttpError> {
     let host = headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     if host.is_empty() || host.len() > 255 || !host.bytes().all(plain) {

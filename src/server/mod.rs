@@ -67,8 +67,6 @@ pub struct Settings {
     pub max_staleness: Duration,
     /// The platform tenant: `/admin/audit` is authorized there.
     pub operator_namespace: String,
-    /// `https://…` under which clients know this server; None: as each request names it.
-    pub external_url: Option<String>,
     /// How long an allow waits for its record.
     pub commit_timeout: Duration,
 }
@@ -78,7 +76,6 @@ impl Default for Settings {
         Self {
             max_staleness: Duration::from_secs(300),
             operator_namespace: "remit-system".into(),
-            external_url: None,
             commit_timeout: Duration::from_secs(5),
         }
     }

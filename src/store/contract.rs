@@ -220,6 +220,7 @@ pub async fn retention_leaves_a_tombstone<S: Journal + Store>(store: &S, key: &V
     for n in 1..=12 {
         commit(store, if n % 3 == 0 { "beta" } else { "acme" }, n).await;
     }
+    assert_eq!(store.recorded_tenants().await.unwrap(), ["acme", "beta"]);
     let before = record("acme", 9).time;
     let taken = [3, 3, 0].map(|expected| (expected, store.retain("acme", before, 3)));
     for (expected, batch) in taken {
@@ -233,5 +234,7 @@ pub async fn retention_leaves_a_tombstone<S: Journal + Store>(store: &S, key: &V
     assert!(report.ok, "{:?}", report.findings);
     assert_eq!((report.records, report.taken_away, report.tombstones.len()), (13, 6, 2));
     assert_eq!((report.tombstones[0].tenant.as_str(), report.tombstones[0].before), ("acme", before));
+    assert_eq!(store.retain("beta", record("beta", 13).time, 100).await.unwrap(), 4);
+    assert_eq!(store.recorded_tenants().await.unwrap(), ["acme"], "of beta nothing is left");
     assert!(matches!(store.retain("acme", before, 0).await, Err(StoreError::Invalid { field: "batch", .. })));
 }

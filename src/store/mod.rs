@@ -188,6 +188,8 @@ pub trait Store: Send + Sync {
     fn parse_begins<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()>;
     /// Notes that parsing ended, well or not.
     fn parse_ended<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()>;
+    /// Names of all namespaces with records, those that are gone included.
+    fn recorded_tenants(&self) -> StoreFuture<'_, Vec<String>>;
     /// Deletes records older than `before` of a tenant, at most `batch`, leaving a signed tombstone; says how many.
     /// Call it again until it says less than `batch` (1 to 1000).
     fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64>;

@@ -396,6 +396,10 @@ impl Store for SqliteStore {
         Box::pin(async move { self.write(Write::ParseEnded(digest.to_owned())).await.map(drop) })
     }
 
+    fn recorded_tenants(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(decisions::tenants(&self.readers))
+    }
+
     fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64> {
         Box::pin(async move {
             let rows = decisions::retirable(&self.readers, tenant, before, batch).await?;
