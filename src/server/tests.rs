@@ -1,5 +1,6 @@
 //! The routes, in-process.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -174,6 +175,32 @@ async fn a_stale_or_missing_snapshot_answers_nothing() {
     assert_eq!(w.ask("acme:coder", "coder", "git/allow").await.status, 200);
     let fresh = super::Freshness::new(Instant::now());
     assert_eq!(fresh.age(Instant::now()), None);
+}
+
+#[tokio::test]
+async fn a_slow_body_does_not_outlive_a_stop() {
+    let w = World::with(crate::gate::check, with_packages()).await;
+    let (before, mut stopped, mut contested) = (with_packages(), with_packages(), with_packages());
+    let mut acme = crate::gate::Tenant::clone(&stopped.tenants["acme"]);
+    let mut coder = crate::gate::AgentEntry::clone(&acme.agents["coder"]);
+    coder.facts.suspended = true;
+    acme.agents.insert("coder".into(), Arc::new(coder));
+    stopped.tenants.insert("acme".into(), Arc::new(acme));
+    contested.identities.insert("system:serviceaccount:acme:coder".into(), crate::gate::IdentityOwner::Conflict);
+    for (meanwhile, code) in
+        [(before, (200, "allowed")), (stopped, (200, "paused")), (contested, (503, "identity_changed"))]
+    {
+        w.state.snapshot.store(Arc::new(with_packages()));
+        let state = w.state.clone();
+        // The caller was looked up before the first byte of the body was asked for.
+        let body = Body::from_stream(futures::stream::once(async move {
+            state.snapshot.store(Arc::new(meanwhile));
+            Ok::<_, std::convert::Infallible>(question("coder", "git/log").to_string())
+        }));
+        let request = with_token(Request::post(ONE), "acme:coder");
+        let request = request.header("content-type", "application/json").body(body).unwrap();
+        assert_eq!(w.send(request).await.code(), code);
+    }
 }
 
 #[tokio::test]
