@@ -68,6 +68,17 @@ async fn who_may_not_ask_is_refused_and_recorded_where_it_belongs() {
 }
 
 #[tokio::test]
+async fn of_a_caller_that_may_not_ask_little_is_read() {
+    let w = World::new().await;
+    let mut large = question("coder", "git/allow");
+    large["context"] = json!({"arguments": {"text": "a".repeat(100_000)}});
+    assert_eq!(w.post("acme:stranger", ONE, &large).await.code(), (403, "not_allowed"));
+    assert_eq!(w.post("acme:stranger", MANY, &large).await.code(), (403, "not_allowed"));
+    assert!(w.journal.outcomes().is_empty(), "nothing was read, so nothing is recorded");
+    assert_eq!(w.post("acme:coder", ONE, &large).await.code(), (200, "allowed"));
+}
+
+#[tokio::test]
 async fn a_refused_batch_is_one_record() {
     let w = World::new().await;
     let mut body = question("coder", "git/allow");
