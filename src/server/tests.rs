@@ -455,6 +455,9 @@ async fn sessions_live_over_http_and_over_a_restart() {
     w.clock.forward(Duration::from_secs(1));
     assert_eq!(ask(&w, "acme:coder", "coder").await, "allowed:Unknown", "silent for a minute");
     assert_eq!(w.post("acme:coder", &format!("/sessions/{id}/heartbeat"), &json!({})).await.status, 404);
+    w.clock.forward(Duration::from_secs(3600));
+    w.state.sessions.expire(&crate::gate::Snapshot::default(), super::Clock::now(&*w.clock));
+    assert_eq!(w.state.sessions.len(), 1, "before the first set is built nobody's timeout is known");
     w.state.sessions.expire(&w.state.snapshot.load(), super::Clock::now(&*w.clock));
     w.state.sessions.keep(w.store.as_ref()).await.unwrap();
     assert!(w.store.live_sessions().await.unwrap().is_empty());
