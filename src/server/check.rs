@@ -12,9 +12,11 @@ use uuid::Uuid;
 use super::AppState;
 use super::caller::{Call, Refusal};
 use super::error::HttpError;
-use super::lanes::LIGHT;
+use super::lanes::{LIGHT, LIGHT_COST};
 use super::wire::{Answer, weight};
-use crate::gate::{self, CheckInput, CheckRequest, Checked, Outcome, SessionState, Snapshot};
+use crate::gate::{
+    self, CheckInput, CheckRequest, Checked, MAX_PATTERN_COST, Outcome, SessionState, Snapshot, TOO_COSTLY,
+};
 use crate::lifecycle::session::Owner;
 use crate::store::{Committed, StoreError, StoreFuture};
 
@@ -39,14 +41,17 @@ pub async fn check(
     // An unknown tenant costs nothing: the gates end before they look at the arguments.
     let heavy = weight(&request) > LIGHT && call.snapshot.tenants.contains_key(&call.tenant);
     let started = state.clock.instant();
-    let checked = if heavy {
+    // Many patterns make a short argument costly, too: what the request's own thread may not do is begun again in the lane.
+    let light = (!heavy).then(|| run(state, call, &request, &id, request_id, LIGHT_COST));
+    let light = light.filter(|done| !done.as_ref().is_ok_and(|checked| checked.decision.code == TOO_COSTLY));
+    let checked = if let Some(done) = light {
+        done
+    } else {
         let (state2, call2, request_id) = (state.clone(), call.clone(), request_id.map(str::to_owned));
         // The agent's own tenant waits, also when it asks about another one.
         let lane = call.caller.agent.as_ref().map_or(call.tenant.as_str(), |(own, _)| own);
-        let work = move || run(&state2, &call2, &request, &id, request_id.as_deref());
+        let work = move || run(&state2, &call2, &request, &id, request_id.as_deref(), MAX_PATTERN_COST);
         state.lanes.run(lane, work).await?
-    } else {
-        run(state, call, &request, &id, request_id)
     };
     Ok(queue(state, call, checked?, state.clock.instant().saturating_duration_since(started)))
 }
@@ -57,6 +62,7 @@ fn run(
     request: &CheckRequest,
     id: &str,
     request_id: Option<&str>,
+    budget: u64,
 ) -> Result<Checked, HttpError> {
     // Taken only now: a body that trickles in, a place in the lane or a long batch must not outlive a stop, an ended session or a
     // feed that has gone silent.
@@ -67,6 +73,7 @@ fn run(
     }
     let session = session(state, &snapshot, &call.tenant, request);
     let input = input(state, &snapshot, call, &call.tenant, request, session, state.clock.now(), id, request_id);
+    let input = CheckInput { pattern_budget: budget, ..input };
     // The gates don't panic; if they did, the caller must hear a refusal and not a cut connection.
     catch_unwind(AssertUnwindSafe(|| (state.gate)(&input))).map_err(|_| {
         tracing::error!(decision_id = id, tenant = call.tenant, "the gates panicked");
@@ -96,6 +103,7 @@ fn input<'a>(
         id,
         request_id,
         redaction_key: &state.redaction_key,
+        pattern_budget: MAX_PATTERN_COST,
     }
 }
 

@@ -397,6 +397,21 @@ async fn like_bomb_argument_leaves_other_tenants_checks_going() {
 }
 
 #[tokio::test]
+async fn what_costs_too_much_for_the_requests_thread_is_decided_in_the_lane() {
+    fn gate(input: &crate::gate::CheckInput<'_>) -> crate::gate::Checked {
+        let mut checked = by_name(input);
+        if input.pattern_budget < crate::gate::MAX_PATTERN_COST {
+            checked.decision.outcome = crate::gate::Outcome::Deny;
+            checked.decision.code = crate::gate::TOO_COSTLY;
+        }
+        checked
+    }
+    let w = World::with(gate, snapshot()).await;
+    assert_eq!(w.ask("acme:coder", "coder", "git/allow").await.code(), (200, "allowed"));
+    assert_eq!(w.journal.outcomes().len(), 1, "only what was answered is recorded");
+}
+
+#[tokio::test]
 async fn metadata_names_the_address_that_the_client_used() {
     let w = World::new().await;
     let get = async |path: &str, host: &str| {
