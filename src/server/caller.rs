@@ -82,7 +82,8 @@ pub async fn call(
     };
     let kind = if owner.is_some() { CallerKind::Agent } else { CallerKind::Gateway };
     let mut caller = Caller { username: identity.username.clone(), kind, agent: None, stale };
-    let own = || identity.namespace().map_or_else(|| tenant.clone(), str::to_owned);
+    // A user without a namespace must not fill the journal of a tenant that they only name.
+    let own = || identity.namespace().unwrap_or(&state.settings.operator_namespace).to_owned();
     let refusal = match owner {
         Some(IdentityOwner::Agent { tenant, name }) => {
             caller.agent = Some((tenant, name));
