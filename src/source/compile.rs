@@ -14,6 +14,10 @@ use crate::store::{Store, StoreError};
 /// Packages that are compiled at the same time: the checks need the other cores.
 const AT_ONCE: usize = 2;
 
+/// Source text of packages that are kept although nothing refers to them, bytes. Compiled they take many times as much, and whoever
+/// applies and deletes one after the other must not fill the memory.
+const UNUSED: usize = 16 * 1024 * 1024;
+
 /// A package, or everything that is wrong with it, the most important first.
 pub type Compiled = Result<Arc<CompiledPackage>, Arc<Vec<Refusal>>>;
 
@@ -22,7 +26,8 @@ type Key = (String, Side);
 /// The packages that were compiled and are still of use.
 pub struct Compiler {
     store: Arc<dyn Store>,
-    done: Mutex<HashMap<Key, Compiled>>,
+    /// With the bytes of their source.
+    done: Mutex<HashMap<Key, (Compiled, usize)>>,
     turns: Semaphore,
 }
 
@@ -39,6 +44,7 @@ impl Compiler {
         if let Some(done) = self.look(&key) {
             return Ok(done);
         }
+        let bytes = source_bytes(spec);
         let _turn = self.turns.acquire().await.map_err(|e| StoreError::Closed(e.to_string()))?;
         if let Some(done) = self.look(&key) {
             return Ok(done);
@@ -48,7 +54,7 @@ impl Compiler {
                 RefusalCode::Quarantined,
                 format!("{digest} ended a parser before: it is not tried again"),
             );
-            return Ok(self.keep(key, Err(Arc::new(vec![refusal]))));
+            return Ok(self.keep(key, Err(Arc::new(vec![refusal])), bytes));
         }
         self.store.parse_begins(digest).await?;
         let (spec, wanted) = (spec.clone(), digest.to_owned());
@@ -64,22 +70,68 @@ impl Compiler {
                 )]))
             }
         };
-        Ok(self.keep(key, compiled))
+        Ok(self.keep(key, compiled, bytes))
     }
 
     fn look(&self, key: &Key) -> Option<Compiled> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(|(done, _)| done.clone())
     }
 
-    fn keep(&self, key: Key, compiled: Compiled) -> Compiled {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).insert(key, compiled.clone());
+    fn keep(&self, key: Key, compiled: Compiled, bytes: usize) -> Compiled {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused: usize = done.values().filter(|(c, _)| !in_use(c)).map(|(_, bytes)| bytes).sum();
+        if unused + bytes > UNUSED {
+            done.retain(|_, (c, _)| in_use(c));
+        }
+        done.insert(key, (compiled.clone(), bytes));
         compiled
     }
 
     /// Forgets what is neither in use nor wanted.
     pub fn forget_but(&self, wanted: &HashSet<String>) {
-        let in_use = |c: &Compiled| c.as_ref().is_ok_and(|p| Arc::strong_count(p) > 1);
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.retain(|(digest, _), compiled| wanted.contains(digest) || in_use(compiled));
+        done.retain(|(digest, _), (compiled, _)| wanted.contains(digest) || in_use(compiled));
+    }
+}
+
+/// Whether anybody else holds the package: the snapshot does, of what is in force.
+fn in_use(compiled: &Compiled) -> bool {
+    compiled.as_ref().is_ok_and(|package| Arc::strong_count(package) > 1)
+}
+
+fn source_bytes(spec: &PolicyPackageSpec) -> usize {
+    let files = spec.policies.iter().chain(&spec.tests).map(|f| f.text.len()).sum::<usize>();
+    files + spec.schema.as_deref().map_or(0, str::len) + spec.entities.as_deref().map_or(0, str::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::SourceFile;
+    use crate::store::{SqliteOptions, SqliteStore};
+
+    #[tokio::test]
+    async fn packages_that_nobody_holds_do_not_fill_the_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path(), SqliteOptions::default()).await.unwrap();
+        let compiler = Compiler::new(store.clone());
+        let spec = |n: usize| PolicyPackageSpec {
+            package: "p".into(),
+            version: format!("1.0.{n}"),
+            policies: vec![SourceFile {
+                name: "a.cedar".into(),
+                text: format!("@id(\"a\") permit(principal, action, resource);{}", " ".repeat(1 << 20)),
+            }],
+            ..PolicyPackageSpec::default()
+        };
+        let held = compiler.compile(&spec(0), "sha256:0", Side::Tenant).await.unwrap();
+        assert!(held.is_ok());
+        for n in 1..40 {
+            compiler.compile(&spec(n), &format!("sha256:{n}"), Side::Tenant).await.unwrap().unwrap();
+        }
+        let kept = compiler.done.lock().unwrap().len();
+        assert!(kept <= 1 + UNUSED / (1 << 20), "{kept}");
+        assert!(compiler.look(&("sha256:0".into(), Side::Tenant)).is_some(), "what is in use stays");
+        store.close().await;
     }
 }
