@@ -186,8 +186,16 @@ fn deep_schema() {
             n + 1
         )
     };
-    chain.entities = Some(format!("[{}]", (0..5000).map(one).collect::<Vec<_>>().join(",")));
-    assert_eq!(first(&chain).0, RefusalCode::TooCostly);
+    let plain = (0..5000).map(one).collect::<Vec<_>>().join(",");
+    // Nor does another spelling of the same parents hide it.
+    for (from, to) in [
+        ("", ""),
+        ("[{\"type\":\"Group\",", "[{\"x\":0,\"type\":\"Group\","),
+        ("[{\"type\":\"Group\",", "[{\"__entity\":0,\"type\":\"Group\","),
+    ] {
+        chain.entities = Some(format!("[{}]", if from.is_empty() { plain.clone() } else { plain.replace(from, to) }));
+        assert_eq!(first(&chain).0, RefusalCode::TooCostly, "{to}");
+    }
 }
 
 #[test]
