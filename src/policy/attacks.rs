@@ -174,6 +174,11 @@ fn deep_schema() {
     }
     wide.schema = Some(text + "entity Doc { a: T24 };");
     assert_eq!(first(&wide).0, RefusalCode::TooDeep);
+    // A type that is just small enough, named again and again.
+    let list = |n: usize, ty: &str| (0..n).map(|i| format!("a{i}: {ty}")).collect::<Vec<_>>().join(", ");
+    let (one, two) = (list(80, "Long"), list(30, "One"));
+    wide.schema = Some(format!("type One = {{ {one} }}; type Two = {{ {two} }}; entity Doc {{ {} }};", list(4000, "Two")));
+    assert_eq!(first(&wide).0, RefusalCode::TooCostly);
     // And in the entities' JSON.
     let mut deep = spec(PERMIT);
     deep.entities = Some("[".repeat(10_000));
