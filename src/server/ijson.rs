@@ -42,7 +42,8 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonError> {
 pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
     let (path, left) = (RefCell::new(Vec::new()), Cell::new(MAX_VALUES));
     let mut de = serde_json::Deserializer::from_slice(bytes);
-    let read = Strict { depth: 0, path: &path, left: &left }.deserialize(&mut de).and_then(|value| de.end().map(|()| value));
+    let read =
+        Strict { depth: 0, path: &path, left: &left }.deserialize(&mut de).and_then(|value| de.end().map(|()| value));
     read.map_err(|error| JsonError { field: join(&path.borrow()), message: error.to_string() })
 }
 
