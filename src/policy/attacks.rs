@@ -177,7 +177,8 @@ fn deep_schema() {
     // A type that is just small enough, named again and again.
     let list = |n: usize, ty: &str| (0..n).map(|i| format!("a{i}: {ty}")).collect::<Vec<_>>().join(", ");
     let (one, two) = (list(80, "Long"), list(30, "One"));
-    wide.schema = Some(format!("type One = {{ {one} }}; type Two = {{ {two} }}; entity Doc {{ {} }};", list(4000, "Two")));
+    wide.schema =
+        Some(format!("type One = {{ {one} }}; type Two = {{ {two} }}; entity Doc {{ {} }};", list(4000, "Two")));
     assert_eq!(first(&wide).0, RefusalCode::TooCostly);
     // And in the entities' JSON.
     let mut deep = spec(PERMIT);
