@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
@@ -17,17 +18,25 @@ const AT_ONCE: usize = 2;
 /// Source text of packages that are kept although nothing refers to them, bytes. Compiled they take many times as much, and whoever
 /// applies and deletes one after the other must not fill the memory.
 const UNUSED: usize = 16 * 1024 * 1024;
+/// What was compiled within this time may be about to come into force: the index must find it, and not compile while others wait.
+const YOUNG: Duration = Duration::from_secs(30);
 
 /// A package, or everything that is wrong with it, the most important first.
 pub type Compiled = Result<Arc<CompiledPackage>, Arc<Vec<Refusal>>>;
 
 type Key = (String, Side);
 
+/// A compiled package, the bytes of its source, and when that was.
+struct Done {
+    compiled: Compiled,
+    bytes: usize,
+    at: Instant,
+}
+
 /// The packages that were compiled and are still of use.
 pub struct Compiler {
     store: Arc<dyn Store>,
-    /// With the bytes of their source.
-    done: Mutex<HashMap<Key, (Compiled, usize)>>,
+    done: Mutex<HashMap<Key, Done>>,
     turns: Semaphore,
 }
 
@@ -74,29 +83,35 @@ impl Compiler {
     }
 
     fn look(&self, key: &Key) -> Option<Compiled> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(|(done, _)| done.clone())
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(|done| done.compiled.clone())
     }
 
     fn keep(&self, key: Key, compiled: Compiled, bytes: usize) -> Compiled {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let unused: usize = done.values().filter(|(c, _)| !in_use(c)).map(|(_, bytes)| bytes).sum();
+        let now = Instant::now();
+        let unused: usize = done.values().filter(|d| !in_use(&d.compiled)).map(|d| d.bytes).sum();
         if unused + bytes > UNUSED {
-            done.retain(|_, (c, _)| in_use(c));
+            evict(&mut done, now);
         }
-        done.insert(key, (compiled.clone(), bytes));
+        done.insert(key, Done { compiled: compiled.clone(), bytes, at: now });
         compiled
     }
 
     /// Forgets what is neither in use nor wanted.
     pub fn forget_but(&self, wanted: &HashSet<String>) {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.retain(|(digest, _), (compiled, _)| wanted.contains(digest) || in_use(compiled));
+        done.retain(|(digest, _), one| wanted.contains(digest) || in_use(&one.compiled));
     }
 }
 
 /// Whether anybody else holds the package: the snapshot does, of what is in force.
 fn in_use(compiled: &Compiled) -> bool {
     compiled.as_ref().is_ok_and(|package| Arc::strong_count(package) > 1)
+}
+
+/// Lets go of what nobody holds and nobody is about to take.
+fn evict(done: &mut HashMap<Key, Done>, now: Instant) {
+    done.retain(|_, one| in_use(&one.compiled) || now.saturating_duration_since(one.at) < YOUNG);
 }
 
 fn source_bytes(spec: &PolicyPackageSpec) -> usize {
@@ -120,17 +135,19 @@ mod tests {
             version: format!("1.0.{n}"),
             policies: vec![SourceFile {
                 name: "a.cedar".into(),
-                text: format!("@id(\"a\") permit(principal, action, resource);{}", " ".repeat(1 << 20)),
+                text: "@id(\"a\") permit(principal, action, resource);".into(),
             }],
             ..PolicyPackageSpec::default()
         };
         let held = compiler.compile(&spec(0), "sha256:0", Side::Tenant).await.unwrap();
         assert!(held.is_ok());
-        for n in 1..40 {
+        for n in 1..4 {
             compiler.compile(&spec(n), &format!("sha256:{n}"), Side::Tenant).await.unwrap().unwrap();
         }
-        let kept = compiler.done.lock().unwrap().len();
-        assert!(kept <= 1 + UNUSED / (1 << 20), "{kept}");
+        evict(&mut compiler.done.lock().unwrap(), Instant::now());
+        assert_eq!(compiler.done.lock().unwrap().len(), 4, "they may be about to come into force");
+        evict(&mut compiler.done.lock().unwrap(), Instant::now() + YOUNG);
+        assert_eq!(compiler.done.lock().unwrap().len(), 1);
         assert!(compiler.look(&("sha256:0".into(), Side::Tenant)).is_some(), "what is in use stays");
         store.close().await;
     }
