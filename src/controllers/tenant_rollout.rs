@@ -53,13 +53,15 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
         }
         return Ok(Action::await_change());
     }
-    if rollout.is_some() || !packages.is_empty() || !ctx.objects.agents_of(&name).is_empty() {
-        ctx.authority.publish(&ctx.client, &name, &tenant.uid).await?;
-    }
+    // Whoever may only write ConfigMaps can keep this one from being written (`immutable`), and must not hold up the rollout by it.
+    let published = match rollout.is_some() || !packages.is_empty() || !ctx.objects.agents_of(&name).is_empty() {
+        true => ctx.authority.publish(&ctx.client, &name, &tenant.uid).await,
+        false => Ok(()),
+    };
     let rollout = match rollout {
         Some(rollout) if rollout.metadata.deletion_timestamp.is_some() => return Ok(Action::await_change()),
         Some(rollout) => rollout,
-        None if packages.is_empty() => return Ok(Action::await_change()),
+        None if packages.is_empty() => return Ok(published.map(|()| Action::await_change())?),
         None => {
             let objects = packages.len() + ctx.objects.agents_of(&name).len();
             // Where something was in force the rollout was deleted: that is put right at once.
@@ -71,7 +73,8 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
         }
     };
     ctx.quiet.forget(&name);
-    Pass { ctx: &ctx, tenant: &tenant, rollout: &rollout, packages: &packages }.run().await
+    let next = Pass { ctx: &ctx, tenant: &tenant, rollout: &rollout, packages: &packages }.run().await?;
+    Ok(published.map(|()| next)?)
 }
 
 /// For how long a namespace must have been quiet before it is given a rollout: `kubectl apply -f dir/` reads an object, finds it

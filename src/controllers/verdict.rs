@@ -14,6 +14,7 @@ use crate::policy::{
     signature_needed, verify_first,
 };
 use crate::source::index::signers;
+use crate::store::StoreError;
 
 /// What is known of a tenant before any of its packages is looked at.
 pub struct TenantFacts {
@@ -80,7 +81,10 @@ pub struct TestResults(Mutex<HashMap<(String, String), Option<Refusal>>>);
 /// Looks at a package: signature first, then its bytes, then its tests, then the tenant's history.
 pub async fn judge(ctx: &Context, tenant: &TenantFacts, spec: &PolicyPackageSpec) -> Result<Verdict, ReconcileError> {
     let mark = ctx.store.high_water(&tenant.uid, &spec.package).await?;
-    let high_water = mark.and_then(|(version, digest)| Some((semver::Version::parse(&version).ok()?, digest)));
+    // A mark that can't be read is no mark that is missing: nothing is judged without it.
+    let unreadable = |e: semver::Error| StoreError::Corrupt { what: "high-water mark", why: e.to_string() };
+    let read = |(version, digest): (String, String)| semver::Version::parse(&version).map(|v| (v, digest));
+    let high_water = mark.map(read).transpose().map_err(unreadable)?;
     let mut verify = VerifyContext {
         tenant: &tenant.name,
         is_platform: tenant.is_platform,

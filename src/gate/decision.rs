@@ -54,6 +54,11 @@ pub struct Decision {
     pub errors: Vec<PolicyError>,
 }
 
+/// Text bytes times pattern bytes that one evaluation may cost: about a tenth of a second.
+pub const MAX_PATTERN_COST: u64 = 1 << 27;
+/// Code of the deny of what would cost more than it may.
+pub const TOO_COSTLY: &str = "evaluation_too_costly";
+
 /// What the gates are given.
 #[derive(Clone, Copy)]
 pub struct CheckInput<'a> {
@@ -75,6 +80,8 @@ pub struct CheckInput<'a> {
     pub request_id: Option<&'a str>,
     /// Key of the digests that stand for `@sensitive` values in records.
     pub redaction_key: &'a [u8],
+    /// What one evaluation may cost here, at most [`MAX_PATTERN_COST`].
+    pub pattern_budget: u64,
 }
 
 /// What the session table says of the session that a call names.

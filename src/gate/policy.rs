@@ -5,13 +5,10 @@
 
 use std::sync::Arc;
 
-use super::decision::Decision;
+use super::decision::{Decision, TOO_COSTLY};
 use super::pass::{Pass, deny};
 use super::subject::bad_request;
 use crate::policy::{CompiledPackage, Evaluation, PolicyError, PolicyRef, Query, Resource, Subject};
-
-/// Text bytes times pattern bytes that one evaluation may cost: about a tenth of a second.
-const MAX_PATTERN_COST: u64 = 1 << 27;
 
 pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
     let Some(package) = pass.package else {
@@ -60,7 +57,7 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
             hour: pass.hour(),
             tool: if resource.type_ == "tool" { package.tool(resource.id) } else { None },
         };
-        let found = evaluate(pass.platform, package, &query)?;
+        let found = evaluate(pass.platform, package, &query, pass.input.pattern_budget)?;
         for p in found.permits {
             add(&mut permits, p);
         }
@@ -83,10 +80,11 @@ fn evaluate(
     platform: &[Arc<CompiledPackage>],
     package: &CompiledPackage,
     query: &Query<'_>,
+    budget: u64,
 ) -> Result<Found, Decision> {
     // Of every question: where patterns are many, an argument need not be long.
-    if platform.iter().map(Arc::as_ref).chain([package]).any(|p| p.pattern_cost(query) > MAX_PATTERN_COST) {
-        return Err(deny("evaluation_too_costly", "The arguments are too long for the patterns that would read them."));
+    if platform.iter().map(Arc::as_ref).chain([package]).any(|p| p.pattern_cost(query) > budget) {
+        return Err(deny(TOO_COSTLY, "The arguments are too long for the patterns that would read them."));
     }
     // The tenant's side first: it alone can say that the question makes no sense.
     let tenant = package.evaluate(query).map_err(bad_request)?;

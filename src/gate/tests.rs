@@ -102,6 +102,7 @@ impl World {
             id: "id-1",
             request_id: Some("r-1"),
             redaction_key: b"key",
+            pattern_budget: MAX_PATTERN_COST,
         })
     }
 
@@ -160,6 +161,38 @@ fn a_platform_permit_alone_counts_only_if_it_grants_tenants() {
     let grants = compile(r#"@id("p") @grants_tenants permit(principal, action, resource);"#, Side::Platform);
     world.snapshot.platform = Some(Ok(vec![base_platform(), grants]));
     assert_eq!(world.call("coder", "git/log"), (Outcome::Allow, "allowed"));
+}
+
+#[test]
+fn patterns_cost_no_more_than_they_may_here() {
+    let bombs = (0..10).map(|n| {
+        let pattern = "a".repeat(1000);
+        format!(
+            r#"@id("f{n}") forbid(principal, action == Action::"call_tool", resource)
+               when {{ context.arguments.hasTag("text") && context.arguments.getTag("text") like "*{pattern}b" }};"#
+        )
+    });
+    let bombs: String = bombs.collect();
+    let world = World::new(&format!("{POLICIES} {bombs}"), vec![agent("coder", 2)]);
+    let mut request = call("coder", "git/log");
+    request.arguments.insert("text".into(), json!("a".repeat(1000)));
+    let within = |pattern_budget| {
+        let input = CheckInput {
+            snapshot: &world.snapshot,
+            tenant: "acme",
+            caller: &world.caller,
+            request: &request,
+            session: SessionState::NotNamed,
+            now: "2026-11-22T13:05:00Z".parse().unwrap(),
+            id: "id-1",
+            request_id: None,
+            redaction_key: b"key",
+            pattern_budget,
+        };
+        check(&input).decision.code
+    };
+    assert_eq!(within(1 << 22), TOO_COSTLY);
+    assert_eq!(within(MAX_PATTERN_COST), "allowed");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde_saphyr::Spanned;
 use super::case::{Case, Expect, Question, TENANT};
 use super::yaml;
 use crate::api::{EffectiveProfile, PolicyPackageSpec, SourceFile};
-use crate::gate::{CheckInput, Decision, Outcome, SessionState, Snapshot, Tenant, check};
+use crate::gate::{CheckInput, Decision, MAX_PATTERN_COST, Outcome, SessionState, Snapshot, Tenant, check};
 use crate::policy::{CompiledPackage, Refusal, RefusalCode, Side};
 
 /// The most tests of one package.
@@ -308,6 +308,7 @@ impl World {
             id: "test",
             request_id: None,
             redaction_key: b"test",
+            pattern_budget: MAX_PATTERN_COST,
         });
         let got = Got::from(checked.decision);
         let expected = Expected {

@@ -174,6 +174,12 @@ fn deep_schema() {
     }
     wide.schema = Some(text + "entity Doc { a: T24 };");
     assert_eq!(first(&wide).0, RefusalCode::TooDeep);
+    // A type that is just small enough, named again and again.
+    let list = |n: usize, ty: &str| (0..n).map(|i| format!("a{i}: {ty}")).collect::<Vec<_>>().join(", ");
+    let (one, two) = (list(80, "Long"), list(30, "One"));
+    wide.schema =
+        Some(format!("type One = {{ {one} }}; type Two = {{ {two} }}; entity Doc {{ {} }};", list(4000, "Two")));
+    assert_eq!(first(&wide).0, RefusalCode::TooCostly);
     // And in the entities' JSON.
     let mut deep = spec(PERMIT);
     deep.entities = Some("[".repeat(10_000));
@@ -186,8 +192,16 @@ fn deep_schema() {
             n + 1
         )
     };
-    chain.entities = Some(format!("[{}]", (0..5000).map(one).collect::<Vec<_>>().join(",")));
-    assert_eq!(first(&chain).0, RefusalCode::TooCostly);
+    let plain = (0..5000).map(one).collect::<Vec<_>>().join(",");
+    // Nor does another spelling of the same parents hide it.
+    for (from, to) in [
+        ("", ""),
+        ("[{\"type\":\"Group\",", "[{\"x\":0,\"type\":\"Group\","),
+        ("[{\"type\":\"Group\",", "[{\"__entity\":0,\"type\":\"Group\","),
+    ] {
+        chain.entities = Some(format!("[{}]", if from.is_empty() { plain.clone() } else { plain.replace(from, to) }));
+        assert_eq!(first(&chain).0, RefusalCode::TooCostly, "{to}");
+    }
 }
 
 #[test]

@@ -144,19 +144,22 @@ pub fn scan(text: &str) -> Result<(), Refusal> {
 
 /// Cedar computes the ancestors of every entity; a long chain would make that more than memory holds.
 fn ancestry(listed: &[serde_json::Value]) -> Result<(), Refusal> {
-    let name = |value: &serde_json::Value| value.get("__entity").unwrap_or(value).to_string();
-    let parents: HashMap<String, Vec<String>> = listed
-        .iter()
-        .filter_map(|e| {
-            let own = e.get("uid").map(name)?;
-            let parents = e.get("parents").and_then(|p| p.as_array()).map(|p| p.iter().map(name).collect());
-            Some((own, parents.unwrap_or_default()))
-        })
-        .collect();
+    fn name(index: usize, value: Option<&serde_json::Value>) -> Result<(&str, &str), Refusal> {
+        let message = || format!("{ENTITIES_FILE}: entity {index}: uid and parents are written {{\"type\", \"id\"}}");
+        value.and_then(uid_parts).ok_or_else(|| refuse(RefusalCode::Malformed, message()))
+    }
+    let mut parents: HashMap<(&str, &str), HashSet<(&str, &str)>> = HashMap::new();
+    for (index, one) in listed.iter().enumerate() {
+        // The same entity may stand there twice: what is said of it adds up.
+        let of = parents.entry(name(index, one.get("uid"))?).or_default();
+        for parent in one.get("parents").and_then(|p| p.as_array()).into_iter().flatten() {
+            of.insert(name(index, Some(parent))?);
+        }
+    }
     let mut total = 0;
     for start in parents.keys() {
-        let mut seen: HashSet<&str> = HashSet::new();
-        let mut next = vec![start.as_str()];
+        let mut seen: HashSet<&(&str, &str)> = HashSet::new();
+        let mut next = vec![start];
         while let Some(one) = next.pop() {
             for parent in parents.get(one).into_iter().flatten() {
                 if seen.insert(parent) {
@@ -173,6 +176,14 @@ fn ancestry(listed: &[serde_json::Value]) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Type and id, as Cedar finds them, whatever stands beside them and in whatever order: two ways to write one entity must not make
+/// it two.
+fn uid_parts(value: &serde_json::Value) -> Option<(&str, &str)> {
+    let text = |v: &serde_json::Value, key: &str| v.get(key).is_some_and(serde_json::Value::is_string);
+    let value = value.get("__entity").filter(|v| text(v, "type") && text(v, "id")).unwrap_or(value);
+    Some((value.get("type")?.as_str()?, value.get("id")?.as_str()?))
 }
 
 /// The listed entities, checked against the schema, with their ancestors.

@@ -20,6 +20,8 @@ use crate::api::Tool;
 const GENERATION: usize = 2048;
 /// Plans with more candidates are made anew: evaluating them costs more than finding them.
 const MAX_KEPT_CANDIDATES: usize = 256;
+/// Plans of a resource in more groups are made anew: a name of 126 labels brings as many entities, and an agent may ask about any name.
+const MAX_KEPT_ANCESTORS: usize = 16;
 /// Questions with longer names are not kept, so that names can't fill the memory.
 const MAX_KEPT_NAME: usize = 1024;
 
@@ -157,7 +159,8 @@ impl CompiledPackage {
         }
         let resolved = self.resolve(q)?;
         let mut plan = self.make(&resolved)?;
-        if plan.candidates.len() <= MAX_KEPT_CANDIDATES {
+        let few = resolved.resource_ancestors.len() <= MAX_KEPT_ANCESTORS;
+        if few && plan.candidates.len() <= MAX_KEPT_CANDIDATES {
             plan.key = Key::of(q);
         }
         let plan = Arc::new(plan);

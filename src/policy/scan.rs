@@ -22,6 +22,8 @@ pub const MAX_SCHEMA_BYTES: usize = 64 * 1024;
 pub const MAX_DECLARATIONS: usize = 256;
 /// Types that one common type may stand for, all references written out.
 const MAX_EXPANSION: u64 = 10_000;
+/// The same, summed over every place of the schema that names a common type.
+const MAX_EXPANSIONS: u64 = 200_000;
 
 /// 1-based line and column (in characters) of a byte offset.
 pub fn position(text: &str, offset: usize) -> (usize, usize) {
@@ -340,6 +342,13 @@ fn common_types(file: &str, text: &str, tokens: &[Token<'_>]) -> Result<(), Refu
             next.insert(*name, size);
         }
         if next == sizes {
+            let names = |at: usize| !matches!(tokens.get(at + 1).map(|t| t.text), Some(":" | "?"));
+            let places = tokens.iter().enumerate().filter(|(at, _)| names(*at)).filter_map(|(_, t)| sizes.get(t.text));
+            let total = places.fold(0_u64, |sum, size| sum.saturating_add(*size));
+            if total > MAX_EXPANSIONS {
+                let message = format!("{file}: its common types, written out where they are named, have {total} parts");
+                return Err(Refusal::new(RefusalCode::TooCostly, message));
+            }
             return Ok(());
         }
         if pass == MAX_DEPTH {

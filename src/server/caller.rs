@@ -21,7 +21,7 @@ pub struct Peer(pub SocketAddr);
 
 /// A caller who may ask, or whose asking is refused and recorded.
 pub struct Call {
-    /// The set that the whole request sees.
+    /// The set in which the caller was looked up. Each check is decided in the newest one.
     pub snapshot: Arc<Snapshot>,
     /// The tenant that is asked about.
     pub tenant: String,
@@ -29,6 +29,17 @@ pub struct Call {
     pub caller: Caller,
     /// Why it may not ask.
     pub refusal: Option<Refusal>,
+}
+
+impl Call {
+    /// Whether a newer set says the same of the caller's identity. What it may do is asked of RBAC only for no agent's identity.
+    pub fn holds_in(&self, newer: &Snapshot) -> bool {
+        match (newer.identities.get(&self.caller.username), &self.caller.agent) {
+            (None, None) => self.caller.kind == CallerKind::Gateway,
+            (Some(IdentityOwner::Agent { tenant, name }), Some((own, agent))) => tenant == own && name == agent,
+            _ => false,
+        }
+    }
 }
 
 /// Why an authenticated caller may not ask.
@@ -71,7 +82,8 @@ pub async fn call(
     };
     let kind = if owner.is_some() { CallerKind::Agent } else { CallerKind::Gateway };
     let mut caller = Caller { username: identity.username.clone(), kind, agent: None, stale };
-    let own = || identity.namespace().map_or_else(|| tenant.clone(), str::to_owned);
+    // A user without a namespace must not fill the journal of a tenant that they only name.
+    let own = || identity.namespace().unwrap_or(&state.settings.operator_namespace).to_owned();
     let refusal = match owner {
         Some(IdentityOwner::Agent { tenant, name }) => {
             caller.agent = Some((tenant, name));

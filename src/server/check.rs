@@ -12,9 +12,11 @@ use uuid::Uuid;
 use super::AppState;
 use super::caller::{Call, Refusal};
 use super::error::HttpError;
-use super::lanes::LIGHT;
+use super::lanes::{LIGHT, LIGHT_COST};
 use super::wire::{Answer, weight};
-use crate::gate::{self, CheckInput, CheckRequest, Checked, Outcome, SessionState};
+use crate::gate::{
+    self, CheckInput, CheckRequest, Checked, MAX_PATTERN_COST, Outcome, SessionState, Snapshot, TOO_COSTLY,
+};
 use crate::lifecycle::session::Owner;
 use crate::store::{Committed, StoreError, StoreFuture};
 
@@ -35,20 +37,21 @@ pub async fn check(
     request: CheckRequest,
     request_id: Option<&str>,
 ) -> Result<Pending, HttpError> {
-    let session = session(state, call, &request);
-    let now = state.clock.now();
     let id = Uuid::now_v7().to_string();
     // An unknown tenant costs nothing: the gates end before they look at the arguments.
     let heavy = weight(&request) > LIGHT && call.snapshot.tenants.contains_key(&call.tenant);
     let started = state.clock.instant();
-    let checked = if heavy {
+    // Many patterns make a short argument costly, too: what the request's own thread may not do is begun again in the lane.
+    let light = (!heavy).then(|| run(state, call, &request, &id, request_id, LIGHT_COST));
+    let light = light.filter(|done| !done.as_ref().is_ok_and(|checked| checked.decision.code == TOO_COSTLY));
+    let checked = if let Some(done) = light {
+        done
+    } else {
         let (state2, call2, request_id) = (state.clone(), call.clone(), request_id.map(str::to_owned));
         // The agent's own tenant waits, also when it asks about another one.
         let lane = call.caller.agent.as_ref().map_or(call.tenant.as_str(), |(own, _)| own);
-        let work = move || run(&state2, &call2, &request, session, now, &id, request_id.as_deref());
+        let work = move || run(&state2, &call2, &request, &id, request_id.as_deref(), MAX_PATTERN_COST);
         state.lanes.run(lane, work).await?
-    } else {
-        run(state, call, &request, session, now, &id, request_id)
     };
     Ok(queue(state, call, checked?, state.clock.instant().saturating_duration_since(started)))
 }
@@ -57,12 +60,20 @@ fn run(
     state: &AppState,
     call: &Call,
     request: &CheckRequest,
-    session: SessionState,
-    now: jiff::Timestamp,
     id: &str,
     request_id: Option<&str>,
+    budget: u64,
 ) -> Result<Checked, HttpError> {
-    let input = input(state, call, &call.tenant, request, session, now, id, request_id);
+    // Taken only now: a body that trickles in, a place in the lane or a long batch must not outlive a stop, an ended session or a
+    // feed that has gone silent.
+    let snapshot = state.current()?;
+    if !call.holds_in(&snapshot) {
+        let reason = "What Remit knows of the caller's identity changed while the request was under way: ask again.";
+        return Err(HttpError::unavailable("identity_changed", reason));
+    }
+    let session = session(state, &snapshot, &call.tenant, request);
+    let input = input(state, &snapshot, call, &call.tenant, request, session, state.clock.now(), id, request_id);
+    let input = CheckInput { pattern_budget: budget, ..input };
     // The gates don't panic; if they did, the caller must hear a refusal and not a cut connection.
     catch_unwind(AssertUnwindSafe(|| (state.gate)(&input))).map_err(|_| {
         tracing::error!(decision_id = id, tenant = call.tenant, "the gates panicked");
@@ -73,6 +84,7 @@ fn run(
 #[allow(clippy::too_many_arguments)]
 fn input<'a>(
     state: &'a AppState,
+    snapshot: &'a Snapshot,
     call: &'a Call,
     tenant: &'a str,
     request: &'a CheckRequest,
@@ -82,7 +94,7 @@ fn input<'a>(
     request_id: Option<&'a str>,
 ) -> CheckInput<'a> {
     CheckInput {
-        snapshot: &call.snapshot,
+        snapshot,
         tenant,
         caller: &call.caller,
         request,
@@ -91,12 +103,13 @@ fn input<'a>(
         id,
         request_id,
         redaction_key: &state.redaction_key,
+        pattern_budget: MAX_PATTERN_COST,
     }
 }
 
-fn session(state: &AppState, call: &Call, request: &CheckRequest) -> SessionState {
+fn session(state: &AppState, snapshot: &Snapshot, tenant: &str, request: &CheckRequest) -> SessionState {
     let Some(id) = request.session.as_deref() else { return SessionState::NotNamed };
-    let Some(tenant) = call.snapshot.tenants.get(&call.tenant) else { return SessionState::Unknown };
+    let Some(tenant) = snapshot.tenants.get(tenant) else { return SessionState::Unknown };
     let agent = tenant.agents.get(&request.subject.id).filter(|_| request.subject.type_ == "agent");
     let Some(agent) = agent else { return SessionState::Unknown };
     let owner = Owner {
@@ -118,7 +131,8 @@ pub fn refuse(
 ) -> HttpError {
     let id = Uuid::now_v7().to_string();
     let now = state.clock.now();
-    let input = input(state, call, &refusal.kept_by, request, SessionState::NotNamed, now, &id, request_id);
+    let kept_by = &refusal.kept_by;
+    let input = input(state, &call.snapshot, call, kept_by, request, SessionState::NotNamed, now, &id, request_id);
     let checked = gate::refused(&input, 403, refusal.code, refusal.reason.clone());
     let pending = queue(state, call, checked, Duration::ZERO);
     HttpError { decision_id: Some(pending.answer.context.decision_id), ..refusal.error() }

@@ -33,7 +33,7 @@ pub async fn one(
 ) -> Result<Json<Answer>, HttpError> {
     let (parts, sent) = request.into_parts();
     let call = caller::call(&state, &parts.headers, &parts.extensions, tenant.map(|Path(t)| t)).await?;
-    let question = body::object(&parts.headers, sent).await.and_then(wire::question);
+    let question = body::object(&parts.headers, sent, limit(&call)).await.and_then(wire::question);
     let id = parts.extensions.get::<RequestId>().map(RequestId::as_str);
     if let Some(refusal) = &call.refusal {
         return Err(match &question {
@@ -52,7 +52,7 @@ pub async fn many(
 ) -> Result<Response, HttpError> {
     let (parts, sent) = request.into_parts();
     let call = caller::call(&state, &parts.headers, &parts.extensions, tenant.map(|Path(t)| t)).await?;
-    let questions = body::object(&parts.headers, sent).await.and_then(wire::questions);
+    let questions = body::object(&parts.headers, sent, limit(&call)).await.and_then(wire::questions);
     let id = parts.extensions.get::<RequestId>().map(RequestId::as_str);
     if let Some(refusal) = &call.refusal {
         // One refusal, one record, however many items.
@@ -70,6 +70,11 @@ pub async fn many(
             Ok(Json(Answers { evaluations: batch(&state, &call, items, semantic, id).await }).into_response())
         }
     }
+}
+
+/// Bytes of the body that are read for this caller.
+fn limit(call: &Call) -> usize {
+    if call.refusal.is_some() { body::MAX_REFUSED_BODY } else { body::MAX_BODY }
 }
 
 async fn single(

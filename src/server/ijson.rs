@@ -4,7 +4,7 @@
 //! numbers that a double can't hold exactly, lone surrogates, noncharacters and deep nesting are refused here, with the path
 //! of what is wrong. Must never guess, repair or drop anything.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -12,6 +12,8 @@ use serde_json::{Map, Number, Value};
 
 /// Objects and arrays may lie this deep in one another.
 pub const MAX_DEPTH: usize = 64;
+/// Values of one text, all levels together: each takes a hundred times the memory of the two bytes that it may be written in.
+pub const MAX_VALUES: usize = 65_536;
 /// Largest magnitude of a number: above it neighbours fall together in a double (RFC 7493, 2.2).
 pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 
@@ -38,9 +40,10 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonError> {
 
 /// Reads one JSON value; nothing may follow it.
 pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
-    let path = RefCell::new(Vec::new());
+    let (path, left) = (RefCell::new(Vec::new()), Cell::new(MAX_VALUES));
     let mut de = serde_json::Deserializer::from_slice(bytes);
-    let read = Strict { depth: 0, path: &path }.deserialize(&mut de).and_then(|value| de.end().map(|()| value));
+    let read =
+        Strict { depth: 0, path: &path, left: &left }.deserialize(&mut de).and_then(|value| de.end().map(|()| value));
     read.map_err(|error| JsonError { field: join(&path.borrow()), message: error.to_string() })
 }
 
@@ -83,6 +86,8 @@ fn join(steps: &[Step]) -> String {
 struct Strict<'p> {
     depth: usize,
     path: &'p RefCell<Vec<Step>>,
+    /// Values that may still come.
+    left: &'p Cell<usize>,
 }
 
 impl Strict<'_> {
@@ -98,6 +103,10 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        match self.left.get().checked_sub(1) {
+            None => return Err(D::Error::custom(format_args!("more than {MAX_VALUES} values"))),
+            Some(left) => self.left.set(left),
+        }
         deserializer.deserialize_any(self)
     }
 }
@@ -222,6 +231,13 @@ mod tests {
         assert!(parse(deep(64).as_bytes()).is_ok());
         assert!(refused(&deep(65)).message.contains("nested deeper than 64"));
         assert!(refused(&deep(100_000)).message.contains("nested deeper than 64"));
+    }
+
+    #[test]
+    fn values_are_counted() {
+        let list = |n: usize| format!("[[{}],{{\"a\":0}}]", vec!["0"; n].join(","));
+        assert!(parse(list(MAX_VALUES - 4).as_bytes()).is_ok());
+        assert!(refused(&list(MAX_VALUES - 3)).message.contains("more than 65536 values"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use super::error::HttpError;
 
 /// Text that an evaluation may look at on the request's own thread, bytes.
 pub const LIGHT: usize = 4 * 1024;
+/// What patterns may cost on the request's own thread, text bytes times pattern bytes: a few milliseconds.
+pub const LIGHT_COST: u64 = 1 << 22;
 /// Evaluations of one tenant that may wait.
 const WAITING: usize = 64;
 /// How long one waits.

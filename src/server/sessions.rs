@@ -80,6 +80,10 @@ impl Sessions {
 
     /// Ends what has been silent for longer than its tenant's profile allows.
     pub fn expire(&self, snapshot: &Snapshot, now: Timestamp) {
+        // Before the first set is built nobody's profile is known: a restart must not end what a longer timeout lets live.
+        if snapshot.generation == 0 {
+            return;
+        }
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let ended = table.expire(now, |row| {
             let tenant = snapshot.tenants.get(&row.tenant).filter(|tenant| tenant.uid == row.tenant_uid);

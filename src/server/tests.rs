@@ -1,5 +1,6 @@
 //! The routes, in-process.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,17 @@ async fn who_may_not_ask_is_refused_and_recorded_where_it_belongs() {
         "nobody fills another tenant's journal"
     );
     assert_eq!(records[0].id, stranger.body["decision_id"]);
+}
+
+#[tokio::test]
+async fn of_a_caller_that_may_not_ask_little_is_read() {
+    let w = World::new().await;
+    let mut large = question("coder", "git/allow");
+    large["context"] = json!({"arguments": {"text": "a".repeat(100_000)}});
+    assert_eq!(w.post("acme:stranger", ONE, &large).await.code(), (403, "not_allowed"));
+    assert_eq!(w.post("acme:stranger", MANY, &large).await.code(), (403, "not_allowed"));
+    assert!(w.journal.outcomes().is_empty(), "nothing was read, so nothing is recorded");
+    assert_eq!(w.post("acme:coder", ONE, &large).await.code(), (200, "allowed"));
 }
 
 #[tokio::test]
@@ -174,6 +186,32 @@ async fn a_stale_or_missing_snapshot_answers_nothing() {
     assert_eq!(w.ask("acme:coder", "coder", "git/allow").await.status, 200);
     let fresh = super::Freshness::new(Instant::now());
     assert_eq!(fresh.age(Instant::now()), None);
+}
+
+#[tokio::test]
+async fn a_slow_body_does_not_outlive_a_stop() {
+    let w = World::with(crate::gate::check, with_packages()).await;
+    let (before, mut stopped, mut contested) = (with_packages(), with_packages(), with_packages());
+    let mut acme = crate::gate::Tenant::clone(&stopped.tenants["acme"]);
+    let mut coder = crate::gate::AgentEntry::clone(&acme.agents["coder"]);
+    coder.facts.suspended = true;
+    acme.agents.insert("coder".into(), Arc::new(coder));
+    stopped.tenants.insert("acme".into(), Arc::new(acme));
+    contested.identities.insert("system:serviceaccount:acme:coder".into(), crate::gate::IdentityOwner::Conflict);
+    for (meanwhile, code) in
+        [(before, (200, "allowed")), (stopped, (200, "paused")), (contested, (503, "identity_changed"))]
+    {
+        w.state.snapshot.store(Arc::new(with_packages()));
+        let state = w.state.clone();
+        // The caller was looked up before the first byte of the body was asked for.
+        let body = Body::from_stream(futures::stream::once(async move {
+            state.snapshot.store(Arc::new(meanwhile));
+            Ok::<_, std::convert::Infallible>(question("coder", "git/log").to_string())
+        }));
+        let request = with_token(Request::post(ONE), "acme:coder");
+        let request = request.header("content-type", "application/json").body(body).unwrap();
+        assert_eq!(w.send(request).await.code(), code);
+    }
 }
 
 #[tokio::test]
@@ -359,6 +397,21 @@ async fn like_bomb_argument_leaves_other_tenants_checks_going() {
 }
 
 #[tokio::test]
+async fn what_costs_too_much_for_the_requests_thread_is_decided_in_the_lane() {
+    fn gate(input: &crate::gate::CheckInput<'_>) -> crate::gate::Checked {
+        let mut checked = by_name(input);
+        if input.pattern_budget < crate::gate::MAX_PATTERN_COST {
+            checked.decision.outcome = crate::gate::Outcome::Deny;
+            checked.decision.code = crate::gate::TOO_COSTLY;
+        }
+        checked
+    }
+    let w = World::with(gate, snapshot()).await;
+    assert_eq!(w.ask("acme:coder", "coder", "git/allow").await.code(), (200, "allowed"));
+    assert_eq!(w.journal.outcomes().len(), 1, "only what was answered is recorded");
+}
+
+#[tokio::test]
 async fn metadata_names_the_address_that_the_client_used() {
     let w = World::new().await;
     let get = async |path: &str, host: &str| {
@@ -417,6 +470,9 @@ async fn sessions_live_over_http_and_over_a_restart() {
     w.clock.forward(Duration::from_secs(1));
     assert_eq!(ask(&w, "acme:coder", "coder").await, "allowed:Unknown", "silent for a minute");
     assert_eq!(w.post("acme:coder", &format!("/sessions/{id}/heartbeat"), &json!({})).await.status, 404);
+    w.clock.forward(Duration::from_secs(3600));
+    w.state.sessions.expire(&crate::gate::Snapshot::default(), super::Clock::now(&*w.clock));
+    assert_eq!(w.state.sessions.len(), 1, "before the first set is built nobody's timeout is known");
     w.state.sessions.expire(&w.state.snapshot.load(), super::Clock::now(&*w.clock));
     w.state.sessions.keep(w.store.as_ref()).await.unwrap();
     assert!(w.store.live_sessions().await.unwrap().is_empty());

@@ -2,7 +2,9 @@
 //!
 //! Must never fall back from TLS to plain text, and never lose a working certificate to a broken new one.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -27,6 +29,7 @@ use tower::Service as _;
 
 use super::caller::Peer;
 use super::metrics::Metrics;
+use super::reviews::network;
 
 /// A certificate or key that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,8 @@ fn certified(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
 pub struct Limits {
     /// Open connections.
     pub connections: usize,
+    /// Open connections of one address, so that one client can't take every place.
+    pub per_address: usize,
     /// For a handshake.
     pub handshake: Duration,
     /// For the head of a request, and between two requests of a connection.
@@ -100,6 +105,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
+            per_address: 1024,
             handshake: Duration::from_secs(5),
             head: Duration::from_secs(60),
             drain: Duration::from_secs(20),
@@ -119,6 +125,7 @@ pub async fn serve(
 ) {
     let tls = tls.map(TlsAcceptor::from);
     let places = Arc::new(Semaphore::new(limits.connections));
+    let addresses = Arc::new(Addresses::default());
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -127,7 +134,12 @@ pub async fn serve(
             accepted = accept(&listener, &places) => accepted,
         };
         let Some((stream, peer, place)) = accepted else { continue };
-        let connection = Connection { router: router.clone(), peer, limits, metrics: metrics.clone(), _place: place };
+        let Some(seat) = Addresses::seat(&addresses, peer.0.ip(), limits.per_address) else {
+            tracing::debug!(from = %peer.0.ip(), "an address has too many connections");
+            continue;
+        };
+        let (router, metrics) = (router.clone(), metrics.clone());
+        let connection = Connection { router, peer, limits, metrics, _place: place, _seat: seat };
         let (tls, watcher) = (tls.clone(), graceful.watcher());
         tokio::spawn(connection.run(stream, tls, watcher));
     }
@@ -156,6 +168,42 @@ struct Connection {
     limits: Limits,
     metrics: Arc<Metrics>,
     _place: OwnedSemaphorePermit,
+    _seat: Seat,
+}
+
+/// Open connections by address.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+
+impl Addresses {
+    fn seat(addresses: &Arc<Self>, from: IpAddr, limit: usize) -> Option<Seat> {
+        let address = network(from);
+        let mut all = addresses.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = all.entry(address).or_default();
+        if *taken >= limit {
+            return None;
+        }
+        *taken += 1;
+        Some(Seat { addresses: addresses.clone(), address })
+    }
+}
+
+/// One connection of an address, until it is dropped.
+struct Seat {
+    addresses: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut all = self.addresses.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = all.get_mut(&self.address) {
+            *taken -= 1;
+            if *taken == 0 {
+                all.remove(&self.address);
+            }
+        }
+    }
 }
 
 impl Connection {
@@ -290,6 +338,19 @@ mod tests {
             .expect("the idle connection does not hold it up")
             .unwrap();
         assert!(TcpStream::connect(running.address).await.is_err());
+    }
+
+    #[test]
+    fn one_address_does_not_take_every_place() {
+        let addresses = Arc::new(Addresses::default());
+        let (one, other): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let first = Addresses::seat(&addresses, one, 2).unwrap();
+        let _second = Addresses::seat(&addresses, one, 2).unwrap();
+        assert!(Addresses::seat(&addresses, one, 2).is_none());
+        assert!(Addresses::seat(&addresses, other, 2).is_some());
+        drop(first);
+        assert!(Addresses::seat(&addresses, one, 2).is_some(), "its place is free again");
+        assert_eq!(addresses.0.lock().unwrap().len(), 1, "who left is not remembered");
     }
 
     #[tokio::test]

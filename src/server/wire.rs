@@ -17,6 +17,9 @@ use crate::policy::{CallerKind, PolicyError};
 
 /// Items that one request may carry.
 pub const MAX_ITEMS: usize = 1000;
+/// What the members that items leave out may take, written out for each of them, bytes: a body of 1 MiB must not become a GiB of
+/// questions, nor of records.
+const MAX_INHERITED: usize = 32 << 20;
 /// Longest type, id, name or session, bytes.
 const MAX_NAME: usize = 1024;
 /// Members that one of the request's own objects may have, unknown ones included.
@@ -72,6 +75,10 @@ pub fn questions(mut body: Map<String, Value>) -> Result<Questions, HttpError> {
         let what = format!("{} items, at most {MAX_ITEMS} are taken; nothing was evaluated", items.len());
         return Err(HttpError::field("batch_too_large", "evaluations", what));
     }
+    if inherited(&body, &items) > MAX_INHERITED {
+        let what = "the members that its items leave out are too large to be repeated for each; nothing was evaluated";
+        return Err(HttpError::field("batch_too_large", "evaluations", what));
+    }
     let items = items.into_iter().enumerate().map(|(n, item)| {
         let prefix = format!("evaluations[{n}].");
         match item {
@@ -102,6 +109,26 @@ fn semantic(options: Option<&Value>) -> Result<Semantic, HttpError> {
             "must be one of `execute_all`, `deny_on_first_deny`, `permit_on_first_permit`",
         )),
     }
+}
+
+/// Bytes that the defaults take once every item that leaves them out has its own, about.
+fn inherited(defaults: &Map<String, Value>, items: &[Value]) -> usize {
+    let one = |name: &str| {
+        let takers = items.iter().filter(|item| item.as_object().is_some_and(|item| !item.contains_key(name))).count();
+        defaults.get(name).map_or(0, |value| footprint(value).saturating_mul(takers))
+    };
+    ["subject", "action", "resource", "context"].into_iter().map(one).fold(0, usize::saturating_add)
+}
+
+/// Bytes that a value takes in memory, about.
+fn footprint(value: &Value) -> usize {
+    let below = match value {
+        Value::String(s) => s.len(),
+        Value::Array(items) => items.iter().map(footprint).sum(),
+        Value::Object(map) => map.iter().map(|(k, v)| k.len() + 32 + footprint(v)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    64 + below
 }
 
 /// Reads one question from `item`, with `defaults` for the members that it leaves out (whole members, never merged).
@@ -526,6 +553,19 @@ mod tests {
         let error = questions(with("evaluations", vec![json!({}); 1001].into())).unwrap_err();
         assert_eq!((error.code, error.field.as_deref()), ("batch_too_large", Some("evaluations")));
         assert_eq!(questions(with("evaluations", json!({}))).unwrap_err().field.as_deref(), Some("evaluations"));
+        // A large context once, or for few, is fine; for a thousand it is a bomb.
+        let sharing = |items: Vec<Value>, context: Value| {
+            let mut body = with("evaluations", items.into());
+            body.insert("context".into(), context);
+            questions(body)
+        };
+        let text = || json!({"arguments": {"text": "a".repeat(100_000)}});
+        assert!(sharing(vec![json!({}); 100], text()).is_ok());
+        for bomb in [text(), json!({"arguments": {"list": vec![0; 1000]}})] {
+            let error = sharing(vec![json!({}); 1000], bomb.clone()).unwrap_err();
+            assert_eq!((error.code, error.field.as_deref()), ("batch_too_large", Some("evaluations")));
+            assert!(sharing(vec![json!({"context": {}}); 1000], bomb).is_ok(), "nobody inherits it");
+        }
         let mut body = with("evaluations", json!([{}]));
         body.insert("options".into(), json!({"evaluations_semantic": "some"}));
         assert_eq!(questions(body).unwrap_err().field.as_deref(), Some("options.evaluations_semantic"));
