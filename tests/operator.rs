@@ -1,7 +1,7 @@
 //! The operator on a real control plane: from what is applied to what is in force, and what a restart must never change.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
