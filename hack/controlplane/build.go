@@ -224,6 +224,9 @@ func build(t tool, label string, progress io.Writer) error {
 	output, err := runWithProgress(command, &compiled, func(seconds int) {
 		fmt.Fprintf(progress, "%s: %d s, %d packages compiled\n", label, seconds, compiled.Load())
 	})
+	if errors.Is(err, errInterrupted) {
+		return fmt.Errorf("%s: %w", label, err)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: go build failed: %w\n%s", label, err, tail(output, 20))
 	}
@@ -232,6 +235,9 @@ func build(t tool, label string, progress io.Writer) error {
 	}
 	return os.Rename(temporary, t.path)
 }
+
+// errInterrupted: a person or the system asked to stop; the compiler has nothing to say about that.
+var errInterrupted = errors.New("interrupted")
 
 // runWithProgress calls report about every 10 seconds, and at the start. With -v, go prints one line a package.
 func runWithProgress(command *exec.Cmd, lines *atomic.Int64, report func(seconds int)) ([]byte, error) {
@@ -271,7 +277,7 @@ func runWithProgress(command *exec.Cmd, lines *atomic.Int64, report func(seconds
 		case s := <-signals:
 			_ = command.Process.Signal(syscall.SIGTERM)
 			<-ended
-			return output.Bytes(), fmt.Errorf("interrupted (%v)", s)
+			return output.Bytes(), fmt.Errorf("%w (%v)", errInterrupted, s)
 		}
 	}
 }
