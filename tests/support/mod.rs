@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, PLATFORM};
@@ -70,15 +71,19 @@ pub fn unique() -> String {
     format!("{:08x}", RandomState::new().hash_one(Instant::now()) as u32)
 }
 
-/// A free loopback port below the range from which the kernel takes ports for outgoing connections, so that it stays free.
+/// A free loopback port below the range from which the kernel takes ports for outgoing connections, so that it stays free. It is
+/// bound only seconds later: each port is given once in this process, and processes that run at once take from ranges of their own.
 pub fn free_port() -> u16 {
-    for _ in 0..1000 {
-        let port = 20_000 + (RandomState::new().hash_one(Instant::now()) % 12_000) as u16;
+    const RANGE: u16 = 200;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + u16::try_from(std::process::id() % 60).expect("below 60") * RANGE;
+    for _ in 0..RANGE {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % RANGE;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
-    panic!("no free port between 20000 and 32000");
+    panic!("no free port between {first} and {}", first + RANGE);
 }
 
 /// Last lines of a log, for messages.
