@@ -266,7 +266,7 @@ fn the_index_changes_no_answer() {
     result.unwrap();
     // A test in which nothing matched and nothing erred would show nothing.
     for total in &seen {
-        assert!(total.load(Ordering::Relaxed) > 0, "{seen:?}");
+        assert!(total.load(Ordering::Relaxed) > 5, "{seen:?}");
     }
 }
 
