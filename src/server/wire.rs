@@ -236,6 +236,9 @@ fn expected(path: &str, what: &str, got: &Value) -> HttpError {
     HttpError::field(WRONG, path, format!("must be {what}, not {}", ijson::kind(got)))
 }
 
+/// Members of a question that AuthZEN names and that nothing else is mistaken for.
+const AUTHZEN: [&str; 3] = ["subject", "action", "resource"];
+
 /// Refuses members that look like a known one but are not, and known ones that lie one level too high.
 fn near_misses(map: &Map<String, Value>, prefix: &str, known: &[&str], inner: &[&str]) -> Result<(), HttpError> {
     if map.len() > MAX_MEMBERS {
@@ -246,7 +249,8 @@ fn near_misses(map: &Map<String, Value>, prefix: &str, known: &[&str], inner: &[
         ));
     }
     for key in map.keys() {
-        if known.contains(&key.as_str()) {
+        // AuthZEN's own names first: every question has them, and they need no comparing letter by letter.
+        if known.contains(&key.as_str()) || (known.contains(&"context") && AUTHZEN.contains(&key.as_str())) {
             continue;
         }
         let path = || format!("{prefix}{}", key.escape_debug().take(64).collect::<String>());
@@ -269,7 +273,8 @@ fn looks_like(key: &str, known: &str) -> bool {
     let plain =
         |s: &str| s.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect::<Vec<_>>();
     let (a, b) = (plain(key), plain(known));
-    distance(&a, &b) <= if b.len() >= 8 { 2 } else { 1 }
+    let most = if b.len() >= 8 { 2 } else { 1 };
+    a.len().abs_diff(b.len()) <= most && distance(&a, &b) <= most
 }
 
 /// Edit distance with transpositions (optimal string alignment).
