@@ -246,6 +246,7 @@ fn snapshot(policies: usize) -> Result<Snapshot, Fault> {
         sensitivity: Default::default(),
         groups: vec![],
         description: None,
+        schema_digest: None,
     });
     let mut text = String::from(
         "@id(\"own\") permit(principal in Team::\"team-0\", action == Action::\"call_tool\", resource in ToolGroup::\"write\");\n",

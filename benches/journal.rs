@@ -47,6 +47,7 @@ fn record() -> DecisionRecord {
         policies: vec![PolicyRef {
             id: "tenant/base/writes".into(),
             reason: None,
+            code: None,
             text_hash: "0".repeat(64),
             ask: None,
             grants_tenants: false,

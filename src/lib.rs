@@ -4,6 +4,7 @@
 pub mod api;
 pub mod cli;
 pub mod controllers;
+pub mod enforce;
 pub mod gate;
 pub mod lifecycle;
 pub mod operator;

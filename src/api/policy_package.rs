@@ -131,6 +131,11 @@ pub struct Tool {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub description: Option<String>,
+    /// Pins the definition (description, schemas, hints) that was reviewed: `sha256:` and 64 hex digits, as `remit tools import` writes
+    /// it. A call that comes with another digest is denied `tool_changed` until the tool is imported again. Without it nothing is pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    pub schema_digest: Option<String>,
 }
 
 /// How much harm a tool can do.

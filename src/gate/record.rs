@@ -152,6 +152,7 @@ fn without_arguments(request: &CheckRequest) -> CheckRequest {
         resource: request.resource.clone(),
         arguments: Map::new(),
         session: request.session.clone(),
+        schema_digest: request.schema_digest.clone(),
         on_behalf_of: request.on_behalf_of.clone(),
     }
 }

@@ -44,6 +44,9 @@ pub struct CheckRequest {
     /// `context.session`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
+    /// `context.schema_digest`: digest of the tool's definition as the enforcement point has it from the tool's server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_digest: Option<String>,
     /// `context.on_behalf_of`: a user's name, or `{type: "user"|"agent", id}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_behalf_of: Option<Delegator>,

@@ -49,11 +49,20 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
     let package = pass
         .package
         .ok_or_else(|| deny("no_package", format!("No policy package is in force in tenant {:?}.", tenant.name)))?;
-    if request.resource.type_ == "tool" && package.tool(&request.resource.id).is_none() {
-        return Err(deny(
-            "unknown_tool",
-            format!("Package {} {} lists no tool {:?}.", package.package(), package.version(), request.resource.id),
-        ));
+    if request.resource.type_ != "tool" {
+        return Ok(());
+    }
+    let tool = package.tool(&request.resource.id).ok_or_else(|| {
+        let reason =
+            format!("Package {} {} lists no tool {:?}.", package.package(), package.version(), request.resource.id);
+        deny("unknown_tool", reason)
+    })?;
+    // Only an enforcement point that sees the tool's server can say what the tool is now; where it says so, it must be what was reviewed.
+    if let (Some(seen), Some(pinned)) = (&request.schema_digest, &tool.schema_digest)
+        && seen != pinned
+    {
+        let reason = format!("Tool {:?} is not what was reviewed: its description or schema has changed.", tool.name);
+        return Err(deny("tool_changed", reason));
     }
     Ok(())
 }

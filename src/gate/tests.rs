@@ -23,7 +23,7 @@ when { context.arguments.hasTag("command") && context.arguments.getTag("command"
 "#;
 
 fn tool(name: &str, tier: Tier) -> Tool {
-    Tool { name: name.into(), tier, sensitivity: Default::default(), groups: vec![], description: None }
+    Tool { name: name.into(), tier, sensitivity: Default::default(), groups: vec![], description: None, schema_digest: None }
 }
 
 fn compile(policies: &str, side: Side) -> Arc<CompiledPackage> {
@@ -33,7 +33,12 @@ fn compile(policies: &str, side: Side) -> Arc<CompiledPackage> {
         tools: match side {
             Side::Platform => vec![],
             Side::Tenant => {
-                vec![tool("git/log", Tier::Read), tool("git/push", Tier::Write), tool("git/gc", Tier::Admin)]
+                vec![
+                    tool("git/log", Tier::Read),
+                    tool("git/push", Tier::Write),
+                    tool("git/gc", Tier::Admin),
+                    Tool { schema_digest: Some("sha256:aa".into()), ..tool("git/blame", Tier::Read) },
+                ]
             }
         },
         policies: vec![SourceFile { name: "main.cedar".into(), text: policies.into() }],
@@ -335,4 +340,17 @@ fn the_record_says_who_what_and_why() {
     assert_eq!(record.request_id.as_deref(), Some("r-1"));
     let back: DecisionRecord = serde_json::from_value(serde_json::to_value(&record).unwrap()).unwrap();
     assert_eq!(back.facts, record.facts, "a record can be read back");
+}
+
+#[test]
+fn a_tool_that_is_not_what_was_reviewed_is_denied() {
+    let world = World::new(POLICIES, vec![agent("coder", 2)]);
+    let ask = |tool: &str, seen: Option<&str>| {
+        let request = CheckRequest { schema_digest: seen.map(str::to_owned), ..call("coder", tool) };
+        world.ask(&request).decision.code
+    };
+    assert_eq!(ask("git/blame", Some("sha256:aa")), "allowed");
+    assert_eq!(ask("git/blame", Some("sha256:bb")), "tool_changed");
+    assert_eq!(ask("git/blame", None), "allowed", "who does not see the server can't compare");
+    assert_eq!(ask("git/log", Some("sha256:bb")), "allowed", "nothing is pinned");
 }

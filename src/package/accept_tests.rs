@@ -23,6 +23,7 @@ fn spec() -> PolicyPackageSpec {
             sensitivity: Default::default(),
             groups: vec![],
             description: None,
+            schema_digest: None,
         }],
         policies: vec![file("main.cedar", POLICIES)],
         tests: vec![file("tests/main.yaml", TESTS)],

@@ -153,7 +153,7 @@ impl Case {
             stale: false,
         };
         let (action, resource, arguments) = self.call.parts()?;
-        let request = CheckRequest { subject, action, resource, arguments, session: None, on_behalf_of };
+        let request = CheckRequest { subject, action, resource, arguments, on_behalf_of, ..CheckRequest::default() };
         let question = Question { agents, caller, request, now: self.at.unwrap_or(NOON) };
         Ok((self.name, question, self.expect))
     }

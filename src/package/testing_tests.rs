@@ -29,6 +29,7 @@ fn report(tests: &[&str]) -> TestReport {
         sensitivity: Default::default(),
         groups: vec![],
         description: None,
+        schema_digest: None,
     };
     let files = tests.iter().enumerate();
     let spec = PolicyPackageSpec {

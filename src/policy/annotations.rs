@@ -17,6 +17,7 @@ const MAX_REASON: usize = 1024;
 pub struct Annotations {
     pub id: String,
     pub reason: Option<String>,
+    pub code: Option<String>,
     pub ask: Option<Ask>,
     pub sensitive: Vec<String>,
     pub grants_tenants: bool,
@@ -56,6 +57,8 @@ pub fn read(file: &str, text: &str, policy: &Template, side: Side) -> Result<Ann
             "reason" if value.trim().is_empty() => wrong("say why, in words"),
             "reason" if value.len() > MAX_REASON => wrong("at most 1024 bytes"),
             "reason" => found.reason = Some(value.to_owned()),
+            "code" if !valid_id(value) => wrong("1 to 128 of `A-Z a-z 0-9 . _ -`"),
+            "code" => found.code = Some(value.to_owned()),
             "require_approval" if policy.effect() == Effect::Permit => {
                 wrong("stands on a `forbid`: that is what an approval lifts");
             }
@@ -84,7 +87,7 @@ pub fn read(file: &str, text: &str, policy: &Template, side: Side) -> Result<Ann
             _ => refusals.push(Refusal::new(
                 RefusalCode::UnknownAnnotation,
                 format!(
-                    "{at}: policy `{shown}`: @{key} is unknown; there are @id, @reason, @require_approval, @approval_count, \
+                    "{at}: policy `{shown}`: @{key} is unknown; there are @id, @reason, @code, @require_approval, @approval_count, \
                      @approval_window, @approval_binds, @sensitive and @grants_tenants"
                 ),
             )),

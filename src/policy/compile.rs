@@ -275,6 +275,7 @@ fn rule(
         reference: Arc::new(PolicyRef {
             id: format!("{prefix}/{}/{}", spec.package, annotations.id),
             reason: annotations.reason,
+            code: annotations.code,
             text_hash: super::sha256_text(text.as_bytes()).split_off("sha256:".len()),
             ask: annotations.ask,
             grants_tenants: annotations.grants_tenants,

@@ -98,6 +98,7 @@ mod tests {
                 sensitivity: Sensitivity::Normal,
                 groups: vec![],
                 description: None,
+                schema_digest: None,
             }],
             policies: vec![SourceFile {
                 name: "a.cedar".into(),

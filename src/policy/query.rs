@@ -123,6 +123,9 @@ pub struct PolicyRef {
     /// `@reason`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// `@code`: the author's own word for the reason, which the agent may see; the id it may not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
     /// SHA-256 of the policy's text, hex: an approval is matched by id and text.
     pub text_hash: String,
     /// What it asks for, where it is a `forbid` with `@require_approval`.

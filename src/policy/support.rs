@@ -34,7 +34,14 @@ pub fn docs(policies: &str, mapping: Mapping) -> PolicyPackageSpec {
 }
 
 pub fn tool(name: &str, tier: Tier) -> Tool {
-    Tool { name: name.into(), tier, sensitivity: Default::default(), groups: Vec::new(), description: None }
+    Tool {
+        name: name.into(),
+        tier,
+        sensitivity: Default::default(),
+        groups: Vec::new(),
+        description: None,
+        schema_digest: None,
+    }
 }
 
 pub fn compile(spec: &PolicyPackageSpec, side: Side) -> Arc<CompiledPackage> {

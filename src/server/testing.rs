@@ -131,6 +131,7 @@ pub fn by_name(input: &CheckInput<'_>) -> Checked {
     let policy = Arc::new(PolicyRef {
         id: "tenant/first/p".into(),
         reason: Some("Because.".into()),
+        code: None,
         text_hash: "00".into(),
         ask: Some(PolicyAsk { group: "leads".into(), count: 2, window_seconds: None, binds: vec![] }),
         grants_tenants: false,
@@ -219,6 +220,7 @@ pub fn with_packages() -> Snapshot {
             sensitivity: Sensitivity::default(),
             groups: vec![],
             description: None,
+            schema_digest: None,
         }],
         policies: vec![SourceFile { name: "main.cedar".into(), text: policy.into() }],
         ..PolicyPackageSpec::default()

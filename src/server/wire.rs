@@ -47,10 +47,12 @@ pub enum Questions {
 }
 
 const WRONG: &str = "invalid_request";
+/// Members of `context` that Remit reads.
+const CONTEXT: &[&str] = &["arguments", "session", "schema_digest", "on_behalf_of"];
 
 /// One question.
 pub fn question(mut body: Map<String, Value>) -> Result<CheckRequest, HttpError> {
-    near_misses(&body, "", &["context"], &["arguments", "session", "on_behalf_of"])?;
+    near_misses(&body, "", &["context"], CONTEXT)?;
     read(&mut body, &mut Map::new(), "")
 }
 
@@ -83,7 +85,7 @@ pub fn questions(mut body: Map<String, Value>) -> Result<Questions, HttpError> {
         let prefix = format!("evaluations[{n}].");
         match item {
             Value::Object(mut item) => {
-                near_misses(&item, &prefix, &["context"], &["arguments", "session", "on_behalf_of"])?;
+                near_misses(&item, &prefix, &["context"], CONTEXT)?;
                 read(&mut item, &mut body, &prefix)
             }
             other => Err(expected(prefix.trim_end_matches('.'), "an object", &other)),
@@ -161,13 +163,16 @@ fn read(
 }
 
 fn read_context(mut context: Map<String, Value>, path: &str, request: &mut CheckRequest) -> Result<(), HttpError> {
-    near_misses(&context, &format!("{path}."), &["arguments", "session", "on_behalf_of"], &[])?;
+    near_misses(&context, &format!("{path}."), CONTEXT, &[])?;
     let arguments = format!("{path}.arguments");
     if let Some(value) = context.swap_remove("arguments") {
         request.arguments = object(&arguments, Some(value))?.unwrap_or_default();
     }
     if let Some(value) = context.swap_remove("session") {
         request.session = Some(name(&format!("{path}.session"), value)?);
+    }
+    if let Some(value) = context.swap_remove("schema_digest") {
+        request.schema_digest = Some(name(&format!("{path}.schema_digest"), value)?);
     }
     if let Some(value) = context.swap_remove("on_behalf_of") {
         request.on_behalf_of = Some(delegator(&format!("{path}.on_behalf_of"), value)?);
@@ -311,6 +316,9 @@ pub struct AnswerContext {
     pub code: &'static str,
     /// For people.
     pub reason: String,
+    /// The author's own word for the reason: `@code` of the policy that stopped the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
     /// Id of the record.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub decision_id: String,
@@ -350,6 +358,15 @@ struct ItemError {
     message: String,
 }
 
+/// `@code` of the policy whose `@reason` is answered, or of the first that has one. An allow needs no explanation.
+fn rule(decision: &Decision) -> Option<String> {
+    if decision.outcome == Outcome::Allow {
+        return None;
+    }
+    let said = decision.policies.iter().find(|p| p.reason.is_some());
+    said.and_then(|p| p.code.clone()).or_else(|| decision.policies.iter().find_map(|p| p.code.clone()))
+}
+
 impl Answer {
     /// The answer to a decision that has this record.
     pub fn new(decision: &Decision, record: &DecisionRecord, to: CallerKind) -> Self {
@@ -370,6 +387,7 @@ impl Answer {
             context: AnswerContext {
                 code: decision.code,
                 reason: decision.reason.clone(),
+                rule: rule(decision),
                 decision_id: record.id.clone(),
                 asks: asks.collect(),
                 policies: gateway.then(|| decision.policies.iter().map(|p| p.id.clone()).collect()),
@@ -386,6 +404,7 @@ impl Answer {
         let context = AnswerContext {
             code,
             reason: reason.into(),
+            rule: None,
             decision_id,
             asks: Vec::new(),
             policies: None,

@@ -39,6 +39,7 @@ pub fn record(tenant: &str, n: u64) -> DecisionRecord {
         policies: vec![PolicyRef {
             id: "tenant/base/reads".into(),
             reason: None,
+            code: None,
             text_hash: "00".into(),
             ask: None,
             grants_tenants: false,

@@ -1,0 +1,8 @@
+//! Enforcement points: they ask before an agent's call is made, and make it only after an allow.
+//!
+//! Nothing here decides: every answer comes from the same server, over the same bytes, as everybody else's. Whatever goes wrong
+//! on the way to the answer is a refusal.
+
+mod pdp;
+
+pub use pdp::*;
