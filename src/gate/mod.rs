@@ -22,6 +22,9 @@ pub use snapshot::*;
 
 use pass::Pass;
 
+#[cfg(test)]
+mod tests;
+
 /// A gate: passes, or ends the check.
 type Gate = fn(&mut Pass<'_>) -> Result<(), Decision>;
 
