@@ -34,7 +34,9 @@ fn every_source_file_is_compiled() {
             let named = if file.ends_with("mod.rs") { file.parent().unwrap() } else { &file };
             let name = named.file_stem().unwrap().to_str().unwrap();
             let (module, path) = (format!("mod {name};"), format!("{name}.rs\"]"));
-            let texts = parents(&file).into_iter().filter_map(|p| std::fs::read_to_string(p).ok());
+            let siblings =
+                file.parent().unwrap().read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file());
+            let texts = parents(&file).into_iter().chain(siblings).filter_map(|p| std::fs::read_to_string(p).ok());
             let named = texts.flat_map(|t| t.lines().map(str::to_owned).collect::<Vec<_>>());
             let named = named.map(|l| l.trim().to_owned()).any(|l| l.ends_with(&module) || l.ends_with(&path));
             assert!(named, "{}: no `{module}` names it", file.display());
