@@ -6,6 +6,7 @@
 mod approval;
 mod decision;
 mod delegation;
+mod observe;
 mod pass;
 mod platform;
 mod policy;
@@ -16,6 +17,7 @@ mod stops;
 mod subject;
 
 pub use decision::*;
+pub use observe::OBSERVED;
 pub use record::*;
 pub use request::*;
 pub use snapshot::*;
@@ -35,6 +37,7 @@ const GATES: &[Gate] = &[platform::gate, subject::gate, delegation::gate, stops:
 pub fn check(input: &CheckInput<'_>) -> Checked {
     let mut pass = Pass::new(input);
     let decision = GATES.iter().find_map(|gate| gate(&mut pass).err()).unwrap_or_else(|| pass.allowed());
+    let decision = observe::weigh(&mut pass, decision);
     let record = record::record(&pass, &decision);
     Checked { decision, record }
 }
