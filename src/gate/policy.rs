@@ -11,6 +11,27 @@ use super::subject::bad_request;
 use crate::policy::{CompiledPackage, Evaluation, PolicyError, PolicyRef, Query, Resource, Subject};
 
 pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
+    let (mut permits, mut asks) = (Vec::new(), Vec::new());
+    each(pass, |package, query| {
+        let found = evaluate(pass.platform, package, query, pass.input.pattern_budget)?;
+        for p in found.permits {
+            add(&mut permits, p);
+        }
+        for p in found.asks {
+            add(&mut asks, p);
+        }
+        Ok(())
+    })?;
+    pass.permits = permits;
+    pass.asks.extend(asks);
+    Ok(())
+}
+
+/// Puts the question as it is asked of each side: without the delegator, and with it where there is one.
+pub(super) fn each(
+    pass: &Pass<'_>,
+    mut ask: impl FnMut(&CompiledPackage, &Query<'_>) -> Result<(), Decision>,
+) -> Result<(), Decision> {
     let Some(package) = pass.package else {
         return Err(deny("no_package", "No policy package is in force."));
     };
@@ -41,8 +62,6 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
             message: "an agent's attributes come from its Agent object only".into(),
         }));
     }
-
-    let (mut permits, mut asks) = (Vec::new(), Vec::new());
     for subject in subjects {
         let query = Query {
             subject,
@@ -57,16 +76,8 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
             hour: pass.hour(),
             tool: if resource.type_ == "tool" { package.tool(resource.id) } else { None },
         };
-        let found = evaluate(pass.platform, package, &query, pass.input.pattern_budget)?;
-        for p in found.permits {
-            add(&mut permits, p);
-        }
-        for p in found.asks {
-            add(&mut asks, p);
-        }
+        ask(package, &query)?;
     }
-    pass.permits = permits;
-    pass.asks.extend(asks);
     Ok(())
 }
 
