@@ -10,4 +10,5 @@ mod control_plane;
 mod operator;
 mod packages;
 mod records;
+mod sources;
 mod support;
