@@ -23,7 +23,14 @@ when { context.arguments.hasTag("command") && context.arguments.getTag("command"
 "#;
 
 fn tool(name: &str, tier: Tier) -> Tool {
-    Tool { name: name.into(), tier, sensitivity: Default::default(), groups: vec![], description: None, schema_digest: None }
+    Tool {
+        name: name.into(),
+        tier,
+        sensitivity: Default::default(),
+        groups: vec![],
+        description: None,
+        schema_digest: None,
+    }
 }
 
 fn compile(policies: &str, side: Side) -> Arc<CompiledPackage> {
@@ -159,7 +166,10 @@ fn the_platform_denies_trust_zero_whatever_the_tenant_permits() {
 
 #[test]
 fn a_platform_permit_alone_counts_only_if_it_grants_tenants() {
-    let mut world = World::new(r#"@id("none") forbid(principal, action == Action::"network_access", resource);"#, vec![agent("coder", 2)]);
+    let mut world = World::new(
+        r#"@id("none") forbid(principal, action == Action::"network_access", resource);"#,
+        vec![agent("coder", 2)],
+    );
     let plain = compile(r#"@id("p") permit(principal, action, resource);"#, Side::Platform);
     world.snapshot.platform = Some(Ok(vec![base_platform(), plain]));
     assert_eq!(world.call("coder", "git/log"), (Outcome::Deny, "no_permit"));
@@ -332,7 +342,10 @@ fn attributes_of_an_agent_never_come_from_the_caller() {
 fn the_record_says_who_what_and_why() {
     let world = World::new(POLICIES, vec![agent("coder", 2)]);
     let Checked { record, .. } = world.ask(&call("coder", "git/push"));
-    assert_eq!((record.tenant.as_str(), record.tenant_uid.as_str(), record.agent.as_str()), ("acme", "uid-acme", "coder"));
+    assert_eq!(
+        (record.tenant.as_str(), record.tenant_uid.as_str(), record.agent.as_str()),
+        ("acme", "uid-acme", "coder")
+    );
     assert_eq!(record.policies[0].id, "tenant/first/writes");
     assert_eq!(record.digests["tenant"], ["sha256:00"]);
     assert_eq!(record.digests["platform"], [base_platform().digest()]);
