@@ -62,9 +62,10 @@ pub fn read(path: &Path) -> Result<Option<String>, FileError> {
     fs::read_to_string(path).map(Some).map_err(failed)
 }
 
-/// Puts what `edit` makes of the file in its place. A symbolic link stays one.
+/// Puts what `edit` makes of the file in its place. A symbolic link stays one. `mode` is of a file that was not there.
 pub fn rewrite(
     path: &Path,
+    mode: u32,
     edit: impl FnOnce(Option<&str>) -> Result<Outcome, InstallError>,
 ) -> Result<Written, FileError> {
     let io = |path: &Path, error| FileError::Io { path: path.to_owned(), error };
@@ -76,7 +77,7 @@ pub fn rewrite(
     };
     let mode = match &old {
         Some(_) => fs::metadata(&target).map_err(|e| io(&target, e))?.permissions().mode() & 0o7777,
-        None => 0o600,
+        None => mode,
     };
     if let (None, Some(folder)) = (&old, target.parent()) {
         fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
