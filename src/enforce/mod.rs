@@ -4,6 +4,7 @@
 //! on the way to the answer is a refusal.
 
 pub mod hook;
+pub mod mcp;
 mod pdp;
 
 pub use pdp::*;
