@@ -5,6 +5,7 @@
 
 pub mod authzen;
 pub mod local;
+pub mod mcp;
 mod pdp;
 
 pub use pdp::*;
