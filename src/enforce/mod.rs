@@ -5,6 +5,8 @@
 
 pub mod hook;
 pub mod mcp;
+pub mod authzen;
+pub mod local;
 mod pdp;
 
 pub use pdp::*;
