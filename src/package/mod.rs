@@ -5,7 +5,9 @@
 mod accept;
 mod case;
 mod testing;
+mod verdict;
 pub mod yaml;
 
 pub use accept::{Accepted, accept, prove};
 pub use testing::{Expected, Got, MAX_TESTS, TestReport, TestResult, run_tests, run_tests_while};
+pub use verdict::Verdict;
