@@ -8,6 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use crate::enforce::mcp::methods::{META_VERSION, MODERN};
+use crate::server::parse_json;
+
 /// The revision.
 pub const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 /// `method` of the body.
@@ -47,7 +50,7 @@ impl Repeated {
         let text = |key: &str| params.and_then(|p| p.get(key)).and_then(Value::as_str).map(str::to_owned);
         let meta = params.and_then(|p| p.get("_meta")).and_then(Value::as_object);
         Self {
-            version: meta.and_then(|m| m.get(crate::enforce::mcp::META_VERSION)).and_then(Value::as_str).map(str::to_owned),
+            version: meta.and_then(|m| m.get(META_VERSION)).and_then(Value::as_str).map(str::to_owned),
             method: method.map(str::to_owned),
             name: match method {
                 Some("tools/call" | "prompts/get") => text("name"),
@@ -57,6 +60,13 @@ impl Repeated {
         }
     }
 
+    /// The same of a message's bytes.
+    pub fn read(message: &[u8]) -> Self {
+        let members = parse_json(message).ok();
+        let method = members.as_ref().and_then(|m| m.get("method")).and_then(Value::as_str);
+        Self::of(method, members.as_ref().and_then(|m| m.get("params")).and_then(Value::as_object))
+    }
+
     /// Whether the headers say the same. In the newer era they must be there.
     pub fn agrees(&self, headers: &HeaderMap, request: bool) -> Result<(), Mismatch> {
         let version = one(headers, &VERSION)?;
@@ -64,7 +74,7 @@ impl Repeated {
             (Some(body), Some(header)) if body == header => {}
             (Some(_), Some(_)) => return mismatch("MCP-Protocol-Version and the body's protocol version differ"),
             (Some(_), None) => return mismatch("MCP-Protocol-Version is missing"),
-            (None, Some(header)) if crate::enforce::mcp::MODERN.contains(&header) && request => {
+            (None, Some(header)) if MODERN.contains(&header) && request => {
                 return mismatch("MCP-Protocol-Version names a revision that the body does not");
             }
             (None, _) => {}

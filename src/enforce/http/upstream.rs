@@ -12,7 +12,7 @@ use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
@@ -142,7 +142,7 @@ impl Upstream {
         connector.set_keepalive(Some(Duration::from_secs(30)));
         connector.set_nodelay(true);
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(args.upstream_ca_file.as_deref())?)
+            .with_tls_config(tls(args.upstream_ca_file.as_deref(), uri.scheme_str() == Some("https"))?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
@@ -329,7 +329,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn tls(ca: Option<&Path>) -> Result<rustls::ClientConfig, UpstreamError> {
+fn tls(ca: Option<&Path>, https: bool) -> Result<rustls::ClientConfig, UpstreamError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let wrong = |e: rustls::Error| UpstreamError::Tls(e.to_string());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(wrong)?;
@@ -345,10 +345,13 @@ fn tls(ca: Option<&Path>) -> Result<rustls::ClientConfig, UpstreamError> {
                 return Err(wrong("no certificate in it".into()));
             }
         }
-        // An empty store trusts nobody, so a system without CAs fails when a server is asked over TLS, not before.
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        None if https => {
+            let builder = builder.with_native_roots();
+            let builder = builder.map_err(|e| UpstreamError::Tls(format!("this system's CAs: {e}")))?;
+            return Ok(builder.with_no_client_auth());
         }
+        // Nobody is asked over TLS, so a system without CAs is no error.
+        None => {}
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

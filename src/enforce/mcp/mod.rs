@@ -20,6 +20,7 @@ pub mod methods;
 mod relay;
 mod tools;
 
+pub use answer::error as error_line;
 pub use message::{Id, Kind, Members, Message};
 pub use relay::{Action, Relay, Settings};
 pub use tools::{Page, definition_digest};
