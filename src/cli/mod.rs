@@ -13,6 +13,7 @@ mod output;
 mod package;
 mod terminal;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    #[command(subcommand)]
+    Tools(tools::Tools),
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
@@ -44,6 +47,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Init(args) => init::run(&args),
+        Command::Tools(args) => block_on(tools::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),

@@ -4,6 +4,7 @@
 //! on the way to the answer is a refusal.
 
 pub mod http;
+pub mod listing;
 pub mod mcp;
 mod pdp;
 

@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -15,13 +15,18 @@ use tokio::task::AbortHandle;
 
 use super::headers::Repeated;
 use super::upstream::{Reply, Route, Stream, Upstream, UpstreamError};
+use crate::enforce::Pdp;
+use crate::enforce::mcp::courier::{Answer, Courier};
 use crate::enforce::mcp::{Action, Id, Kind, Message, Relay, Settings, error_line};
-use crate::enforce::{CallOutcome, Pdp};
 
 /// Messages that may wait for a client that reads slowly.
 const BACKLOG: usize = 64;
 /// Attempts to read on where a stream broke, one after the other without a message between.
 const RESUMES: u32 = 5;
+/// Notes of one connection that are logged.
+const MAX_NOTES: u32 = 100;
+/// For questions and reports on their way when a session ends.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// Not reachable, or no answer: JSON-RPC's internal error.
 const INTERNAL_ERROR: i64 = -32603;
 
@@ -41,23 +46,6 @@ pub enum Out {
     Gone,
 }
 
-/// What became of a call, for the decision point.
-#[derive(Debug)]
-pub struct Report {
-    decision_id: String,
-    outcome: CallOutcome,
-    took: Duration,
-}
-
-/// Tells the decision point, in order, until the last sender is gone.
-pub async fn report(pdp: Arc<dyn Pdp>, mut reports: mpsc::Receiver<Report>) {
-    while let Some(Report { decision_id, outcome, took }) = reports.recv().await {
-        if let Err(error) = pdp.report(&decision_id, outcome, took).await {
-            tracing::warn!(%error, decision_id, "the outcome of a call was not recorded");
-        }
-    }
-}
-
 /// Where a message came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum From {
@@ -74,8 +62,8 @@ pub struct Shared {
     pub upstream: Arc<Upstream>,
     /// The decision point.
     pub pdp: Arc<dyn Pdp>,
-    /// To [`report`].
-    pub reports: mpsc::Sender<Report>,
+    /// How long it may take to answer.
+    pub limit: Duration,
     /// How calls are judged.
     pub settings: Settings,
 }
@@ -101,12 +89,14 @@ struct Agreed {
 pub struct Connection {
     shared: Shared,
     relay: Mutex<Relay>,
+    courier: Courier,
     waiters: Mutex<HashMap<Id, Waiter>>,
     unasked: Mutex<Option<mpsc::Sender<Out>>>,
     agreed: Mutex<Agreed>,
     gone: AtomicBool,
     /// A list of tools went to the client: other relays of the same server may know an older one.
     listed: AtomicBool,
+    notes: AtomicU32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,15 +109,20 @@ impl Connection {
     /// A new one.
     pub fn new(shared: Shared) -> Arc<Self> {
         let relay = Mutex::new(Relay::new(shared.settings.clone()));
-        Arc::new(Self {
+        let (courier, answers) = Courier::new(shared.pdp.clone(), shared.settings.agent.clone(), shared.limit);
+        let connection = Arc::new(Self {
             shared,
             relay,
+            courier,
             waiters: Mutex::default(),
             unasked: Mutex::default(),
             agreed: Mutex::default(),
             gone: AtomicBool::new(false),
             listed: AtomicBool::new(false),
-        })
+            notes: AtomicU32::new(0),
+        });
+        tokio::spawn(hear(Arc::downgrade(&connection), answers));
+        connection
     }
 
     /// The revision that both sides agreed on in `initialize`.
@@ -250,6 +245,14 @@ impl Connection {
         for waiter in waiters {
             let _ = waiter.out.try_send(Out::Gone);
         }
+        // What Remit allows now is not sent any more, and that is reported.
+        let decided = async {
+            while lock(&self.relay).undecided() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, decided).await;
+        self.courier.finish(LAST_WORDS).await;
     }
 
     fn route(&self, headers: HeaderMap) -> Route {
@@ -288,33 +291,22 @@ impl Connection {
                             outcome = Err(error);
                         }
                     }
-                    Action::Check { ticket, question } => {
-                        let connection = self.clone();
-                        tokio::spawn(async move {
-                            let verdict = connection.shared.pdp.check(&question).await;
-                            let actions = lock(&connection.relay).decided(ticket, verdict, Instant::now());
-                            let _ = connection.perform(actions, From::Unasked).await;
-                        });
-                    }
-                    Action::Tools { ticket } => {
-                        let connection = self.clone();
-                        tokio::spawn(async move {
-                            let tools = connection.shared.pdp.tools(&connection.shared.settings.agent).await;
-                            let actions = lock(&connection.relay).listed(ticket, tools);
-                            connection.listed.store(true, Ordering::Release);
-                            let _ = connection.perform(actions, From::Unasked).await;
-                        });
-                    }
-                    Action::Report { decision_id, outcome, took } => {
-                        if self.shared.reports.try_send(Report { decision_id, outcome, took }).is_err() {
-                            tracing::warn!("too many outcomes wait to be recorded: one is lost");
-                        }
-                    }
-                    Action::Note(note) => tracing::warn!("{note}"),
+                    Action::Check { ticket, question } => self.courier.check(ticket, *question),
+                    Action::Tools { ticket } => self.courier.tools(ticket),
+                    Action::Report { decision_id, outcome, took } => self.courier.report(decision_id, outcome, took),
+                    Action::Note(note) => self.note(&note),
                 }
             }
             outcome
         })
+    }
+
+    fn note(&self, note: &str) {
+        match self.notes.fetch_add(1, Ordering::Relaxed).cmp(&MAX_NOTES) {
+            std::cmp::Ordering::Less => tracing::warn!("{note}"),
+            std::cmp::Ordering::Equal => tracing::warn!("{note}; more of this connection is not logged"),
+            std::cmp::Ordering::Greater => {}
+        }
     }
 
     /// The answer to a request of the client.
@@ -390,7 +382,8 @@ impl Connection {
                     && let Some(waiter) = lock(&self.waiters).get_mut(id)
                 {
                     // Not 401 or 403: the credentials that were refused are not the client's.
-                    waiter.status = Some(if status == StatusCode::NOT_FOUND { status } else { StatusCode::BAD_REQUEST });
+                    waiter.status =
+                        Some(if status == StatusCode::NOT_FOUND { status } else { StatusCode::BAD_REQUEST });
                 }
                 if answers(body.trim_ascii(), id) {
                     return self.take(body.trim_ascii(), &from, Some(id)).await;
@@ -443,6 +436,22 @@ impl Connection {
         let actions = lock(&self.relay).from_server(message, Instant::now());
         let _ = self.perform(actions, from.clone()).await;
         Ok(answered)
+    }
+}
+
+/// Gives the decision point's answers to the relay, for as long as there is one.
+async fn hear(connection: Weak<Connection>, mut answers: mpsc::UnboundedReceiver<Answer>) {
+    while let Some(answer) = answers.recv().await {
+        let Some(connection) = connection.upgrade() else { return };
+        let actions = match answer {
+            Answer::Decided(ticket, verdict) => lock(&connection.relay).decided(ticket, verdict, Instant::now()),
+            Answer::Listed(ticket, tools) => {
+                connection.listed.store(true, Ordering::Release);
+                lock(&connection.relay).listed(ticket, tools)
+            }
+        };
+        // A client that reads slowly holds up nobody else's answer.
+        tokio::spawn(async move { drop(connection.perform(actions, From::Unasked).await) });
     }
 }
 

@@ -110,7 +110,10 @@ impl Repeated {
 
 /// The `Mcp-Param-*` headers of a call, each of which some argument says, too. (Which one, the tool's schema knows: its server
 /// compares again.)
-pub fn params(headers: &HeaderMap, arguments: Option<&Map<String, Value>>) -> Result<Vec<(HeaderName, HeaderValue)>, Mismatch> {
+pub fn params(
+    headers: &HeaderMap,
+    arguments: Option<&Map<String, Value>>,
+) -> Result<Vec<(HeaderName, HeaderValue)>, Mismatch> {
     let mut out = Vec::new();
     for name in headers.keys().filter(|name| name.as_str().starts_with(PARAM)) {
         let sent = one(headers, name)?.unwrap_or_default();
@@ -132,7 +135,8 @@ fn says(value: &Value, text: &str) -> bool {
         Value::String(s) => s == text,
         Value::Bool(b) => text == if *b { "true" } else { "false" },
         Value::Number(n) => {
-            n.to_string() == text || n.as_f64().is_some_and(|n| text.parse::<f64>().is_ok_and(|t| t.is_finite() && t == n))
+            n.to_string() == text
+                || n.as_f64().is_some_and(|n| text.parse::<f64>().is_ok_and(|t| t.is_finite() && t == n))
         }
         Value::Object(map) => map.values().any(|v| says(v, text)),
         Value::Null | Value::Array(_) => false,
@@ -188,7 +192,8 @@ mod tests {
     }
 
     fn modern(name: &str) -> Repeated {
-        let params = json!({"name": name, "uri": "x", "_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}});
+        let params =
+            json!({"name": name, "uri": "x", "_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}});
         Repeated::of(Some("tools/call"), params.as_object())
     }
 
@@ -201,7 +206,14 @@ mod tests {
             some.remove(leave_out);
             assert!(modern("read").agrees(&headers(&some), true).is_err(), "{leave_out}");
         }
-        for (at, value) in [(0, "2025-11-25"), (1, "tools/list"), (1, "Tools/Call"), (2, "write"), (2, "read "), (2, "=?base64?d3JpdGU=?=")] {
+        for (at, value) in [
+            (0, "2025-11-25"),
+            (1, "tools/list"),
+            (1, "Tools/Call"),
+            (2, "write"),
+            (2, "read "),
+            (2, "=?base64?d3JpdGU=?="),
+        ] {
             let mut some = good.to_vec();
             some[at].1 = value;
             if value != "read " {
@@ -210,7 +222,11 @@ mod tests {
         }
         let twice = [good[0], good[1], good[2], ("mcp-name", "write")];
         assert!(modern("read").agrees(&headers(&twice), true).is_err());
-        assert!(modern("r\u{e9}ad").agrees(&headers(&[good[0], good[1], ("mcp-name", "=?base64?csOpYWQ=?=")]), true).is_ok());
+        assert!(
+            modern("r\u{e9}ad")
+                .agrees(&headers(&[good[0], good[1], ("mcp-name", "=?base64?csOpYWQ=?=")]), true)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -235,7 +251,10 @@ mod tests {
             map
         };
         let map = written(modern("read"));
-        assert_eq!((&map[VERSION], &map[METHOD], &map[NAME]), (&"2026-07-28".parse().unwrap(), &"tools/call".parse().unwrap(), &"read".parse().unwrap()));
+        assert_eq!(
+            (&map[VERSION], &map[METHOD], &map[NAME]),
+            (&"2026-07-28".parse().unwrap(), &"tools/call".parse().unwrap(), &"read".parse().unwrap())
+        );
         for name in ["r\u{e9}ad", " x", "a\nb", "=?base64?x?="] {
             let map = written(modern(name));
             assert!(modern(name).agrees(&map, true).is_ok(), "{name:?}");
@@ -250,7 +269,12 @@ mod tests {
         let check = |name: &str, value: &str| params(&headers(&[(name, value)]), arguments.as_object()).is_ok();
         assert!(check("mcp-param-region", "eu") && check("Mcp-Param-N", "42.0") && check("mcp-param-b", "true"));
         assert!(check("mcp-param-text", "=?base64?Z3LDvG4=?="));
-        for (name, value) in [("mcp-param-region", "us"), ("mcp-param-x", "null"), ("mcp-param-n", "43"), ("mcp-param-t", "=?base64?!?=")] {
+        for (name, value) in [
+            ("mcp-param-region", "us"),
+            ("mcp-param-x", "null"),
+            ("mcp-param-n", "43"),
+            ("mcp-param-t", "=?base64?!?="),
+        ] {
             assert!(!check(name, value), "{name} {value}");
         }
         assert!(params(&headers(&[("mcp-param-a", "eu")]), None).is_err());

@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use super::connection::{Connection, Out, Shared, report};
+use super::connection::{Connection, Out, Shared};
 use super::guard::{Barred, Client, Guard};
 use super::headers::{Mismatch, Repeated, SESSION, VERSION, params};
 use super::sessions::Sessions;
@@ -37,9 +37,7 @@ const BODY: Duration = Duration::from_secs(30);
 /// After so long without a word a response becomes a stream, and a stream says that it lives.
 const QUIET: Duration = Duration::from_secs(15);
 /// To tell servers that their sessions end, and Remit what became of calls.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// Outcomes that may wait to be recorded.
-const REPORTS: usize = 1024;
+const FAREWELL: Duration = Duration::from_secs(8);
 /// A header says something else than the body (2026-07-28).
 const HEADER_MISMATCH: i64 = -32020;
 /// JSON-RPC's.
@@ -52,21 +50,21 @@ pub struct Endpoint {
     settings: Settings,
 }
 
-/// Serves a bound listener until `stop`, and says good-bye to the server and to Remit.
+/// Serves a bound listener until `stop`, and says good-bye to the server and to Remit, which has `limit` for each answer.
 pub async fn serve(
     listener: TcpListener,
     guard: Guard,
     upstream: Upstream,
     settings: Settings,
     pdp: Arc<dyn Pdp>,
+    limit: Duration,
     stop: watch::Receiver<bool>,
 ) {
-    let (reports, reported) = mpsc::channel(REPORTS);
-    let reporter = tokio::spawn(report(pdp.clone(), reported));
-    let shared = Shared { upstream: Arc::new(upstream), pdp, reports, settings: settings.clone() };
+    let shared = Shared { upstream: Arc::new(upstream), pdp, limit, settings: settings.clone() };
     let endpoint = Arc::new(Endpoint { guard, sessions: Sessions::new(shared), settings });
     let router = Router::new().route(PATH, any(handle)).with_state(endpoint.clone());
-    let limits = tls::Limits { connections: 512, per_address: 512, drain: Duration::from_secs(10), ..Default::default() };
+    let limits =
+        tls::Limits { connections: 512, per_address: 512, drain: Duration::from_secs(10), ..Default::default() };
     let metrics = Arc::new(Metrics::new(Registry::default()));
     let mut stopped = stop.clone();
     let farewell = async {
@@ -75,8 +73,6 @@ pub async fn serve(
         let _ = tokio::time::timeout(FAREWELL, endpoint.sessions.end()).await;
     };
     tokio::join!(tls::serve(listener, None, router, limits, metrics, stop), farewell);
-    drop(endpoint);
-    let _ = tokio::time::timeout(FAREWELL, reporter).await;
 }
 
 /// Why a request ends before the relay. Its body is a JSON-RPC error where there is something to answer.
@@ -214,7 +210,8 @@ impl Endpoint {
             }
         };
         let answers = answers.ok_or_else(|| Refusal::bad("id: a request with this id is not answered yet"))?;
-        let response = Reply { connection, id: Some(id), modern: false, session: session.clone(), answers }.response().await;
+        let response =
+            Reply { connection, id: Some(id), modern: false, session: session.clone(), answers }.response().await;
         if let Some(session) = session
             && !response.headers().contains_key(SESSION)
         {
@@ -249,7 +246,8 @@ impl Endpoint {
     }
 
     fn session(&self, client: Client, headers: &HeaderMap, now: Instant) -> Result<Arc<Connection>, Refusal> {
-        let id = headers.get(SESSION).ok_or_else(|| Refusal::bad("Mcp-Session-Id is missing: begin with initialize"))?;
+        let id =
+            headers.get(SESSION).ok_or_else(|| Refusal::bad("Mcp-Session-Id is missing: begin with initialize"))?;
         if headers.get_all(SESSION).iter().count() > 1 {
             return Err(Refusal::bad("Mcp-Session-Id is there twice"));
         }

@@ -22,5 +22,6 @@ mod sse;
 mod upstream;
 
 pub use guard::{Guard, ListenArgs};
+pub use headers::Repeated;
 pub use listen::{PATH, serve, url};
 pub use upstream::{Reply, Route, Upstream, UpstreamArgs, UpstreamError};

@@ -100,7 +100,13 @@ impl Sessions {
     }
 
     /// A request of the newer era. None: too many of this id at once.
-    pub async fn ask(&self, id: &Id, method: &str, line: &[u8], headers: HeaderMap) -> Option<(Arc<Connection>, mpsc::Receiver<Out>)> {
+    pub async fn ask(
+        &self,
+        id: &Id,
+        method: &str,
+        line: &[u8],
+        headers: HeaderMap,
+    ) -> Option<(Arc<Connection>, mpsc::Receiver<Out>)> {
         for lane in 0..MAX_LANES {
             let connection = self.lane(lane);
             if let Some(answers) = connection.request(id.clone(), method, line, headers.clone()).await {
