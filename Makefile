@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev dev-stop test lint bench generate drift controlplane peers
+.PHONY: help demo dev dev-stop test lint peers sdk-test sdk-lock bench generate drift controlplane
 
 step = @printf '\n== %s\n' "$(1)"
 
@@ -23,7 +23,15 @@ test: lint controlplane peers ## everything: format, lints, unit, property and i
 	cargo test --no-fail-fast
 	$(call step,The tools of hack/)
 	cd hack/controlplane && GOFLAGS= go vet . && GOFLAGS= go test .
-	@$(MAKE) --no-print-directory drift
+	@$(MAKE) --no-print-directory sdk-test drift
+
+sdk-test: ## the Python and TypeScript packages, with the real frameworks from PyPI and npm
+	$(call step,The packages of sdk/)
+	@hack/sdk.sh test
+
+sdk-lock:
+	$(call step,Lock files of sdk/)
+	@hack/sdk.sh lock
 
 lint:
 	$(call step,Format and lints)

@@ -32,6 +32,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whose lane long work waits in: the agent's own tenant waits, also when it asks about another one.
+    pub fn lane(&self) -> &str {
+        self.caller.agent.as_ref().map_or(self.tenant.as_str(), |(own, _)| own)
+    }
+
     /// Whether a newer set says the same of the caller's identity. What it may do is asked of RBAC only for no agent's identity.
     pub fn holds_in(&self, newer: &Snapshot) -> bool {
         match (newer.identities.get(&self.caller.username), &self.caller.agent) {
