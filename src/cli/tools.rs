@@ -214,13 +214,16 @@ fn changed_lines(tool: &Changed) -> String {
     let tier = tool.tier.as_str();
     let mut out = format!("~ {}   stays {tier}\n", printable(&tool.name));
     match &tool.old_digest {
-        Some(old) => out += &format!("    definition {} -> {}\n", printable(old), tool.digest),
-        None => out += &format!("    definition was not pinned -> {}\n", tool.digest),
-    }
-    if tool.old_description == tool.description {
-        out += "    the description is the same: schemas, hints or the title differ\n";
-    } else {
-        out += &format!("    {}\n", printable(&difference_of(&tool.old_description, &tool.description)));
+        None => out = format!("~ {}   stays {tier}: was not pinned yet\n", printable(&tool.name)),
+        Some(old) => {
+            out += &format!("    definition {} -> {}\n", printable(old), tool.digest);
+            match tool.old_description == tool.description {
+                true => out += "    the description is the same: schemas, hints or the title differ\n",
+                false => {
+                    out += &format!("    {}\n", printable(&difference_of(&tool.old_description, &tool.description)))
+                }
+            }
+        }
     }
     if let Some((proposed, why)) = &tool.proposed {
         out += &format!("    today {} would be proposed: {why}\n", proposed.as_str());
