@@ -17,6 +17,7 @@ pub mod pdp;
 mod serve;
 mod terminal;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    #[command(subcommand)]
+    Tools(tools::Tools),
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
@@ -52,6 +55,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Init(args) => init::run(&args),
+        Command::Tools(args) => block_on(tools::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
