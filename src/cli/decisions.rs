@@ -81,16 +81,17 @@ struct Get {
     output: Format,
 }
 
+/// The tenant whose records are read.
 #[derive(Debug, Args)]
-struct TenantArgs {
+pub(super) struct TenantArgs {
     /// The tenant [default: the namespace of the kubeconfig's context, else `default`]
     #[arg(short = 'n', long = "namespace", env = "REMIT_TENANT", value_name = "TENANT")]
     namespace: Option<String>,
 }
 
 impl TenantArgs {
-    fn name(self) -> String {
-        self.namespace.or_else(current_namespace).unwrap_or_else(|| "default".to_owned())
+    pub(super) fn name(&self) -> String {
+        self.namespace.clone().or_else(current_namespace).unwrap_or_else(|| "default".to_owned())
     }
 }
 
@@ -110,7 +111,7 @@ enum Format {
 }
 
 /// A time, or an age before now.
-fn instant(text: &str) -> Result<Timestamp, String> {
+pub(super) fn instant(text: &str) -> Result<Timestamp, String> {
     instant_at(text, Timestamp::now())
 }
 

@@ -11,6 +11,7 @@ mod keygen;
 pub mod operator;
 mod output;
 mod package;
+mod suggest;
 mod terminal;
 mod test;
 
@@ -36,6 +37,7 @@ enum Command {
     Operator(operator::Operator),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
+    Suggest(Box<suggest::Suggest>),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Operator(args) => operator::run(args),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Generate(args) => generate::run(&args),
     }
 }

@@ -37,6 +37,7 @@ pub use dsse::{
 };
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
+pub use scan::{ForbidText, forbids};
 pub use signer::{KeyError, PublicKey, Signer, SignerError};
 pub use verify::{
     MAX_PACKAGE_BYTES, SigningMode, Verified, VerifyContext, parse_version, signature_needed, verify_first,
