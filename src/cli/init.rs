@@ -1,4 +1,4 @@
-//! `remit init`: a small good package to begin with.
+//! `remit init`: a small good package to begin with, and an agent to try it with.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,8 +10,9 @@ use super::output::{CommandError, Format, PASS, finish, print, print_json};
 const MANIFEST: &str = include_str!("init/package.yaml");
 const POLICIES: &str = include_str!("init/main.cedar");
 const TESTS: &str = include_str!("init/tests.yaml");
+const AGENTS: &str = include_str!("init/agents.yaml");
 
-/// Writes a small package with tests, to begin with.
+/// Writes a small package with tests, and an Agent, to begin with.
 #[derive(Debug, Args)]
 pub struct Init {
     /// Folder to write; made if it is not there. It must be empty.
@@ -45,6 +46,7 @@ fn init(args: &Init) -> Result<u8, CommandError> {
         ("package.yaml", MANIFEST.replace("PACKAGE", &name)),
         ("main.cedar", POLICIES.to_string()),
         ("tests/main.yaml", TESTS.to_string()),
+        ("agents.yaml", AGENTS.to_string()),
     ];
     for (file, text) in &files {
         let path = dir.join(file);

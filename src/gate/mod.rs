@@ -4,6 +4,7 @@
 //! collected as an ask and weighed last. Adding a gate touches its own file and this list.
 
 mod approval;
+mod could;
 mod decision;
 mod delegation;
 mod observe;
@@ -16,6 +17,7 @@ mod snapshot;
 mod stops;
 mod subject;
 
+pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
 pub use observe::OBSERVED;
 pub use record::*;
@@ -24,6 +26,8 @@ pub use snapshot::*;
 
 use pass::Pass;
 
+#[cfg(test)]
+mod could_tests;
 #[cfg(test)]
 mod tests;
 

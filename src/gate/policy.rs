@@ -13,25 +13,36 @@ use crate::api::Tool;
 use crate::policy::{CompiledPackage, Evaluation, PolicyError, PolicyRef, Query, Resource, Subject};
 
 pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
-    let Some(package) = pass.package else {
-        return Err(deny("no_package", "No policy package is in force."));
-    };
-    own_attributes(pass)?;
-    let resource = &pass.input.request.resource;
-    let tool = if resource.type_ == "tool" { package.tool(&resource.id) } else { None };
     let (mut permits, mut asks) = (Vec::new(), Vec::new());
-    for subject in subjects(pass) {
-        let query = query(pass, subject, tool);
-        let found = evaluate(pass.platform, package, &query, pass.input.pattern_budget)?;
+    each(pass, |package, query| {
+        let found = evaluate(pass.platform, package, query, pass.input.pattern_budget)?;
         for p in found.permits {
             add(&mut permits, p);
         }
         for p in found.asks {
             add(&mut asks, p);
         }
-    }
+        Ok(())
+    })?;
     pass.permits = permits;
     pass.asks.extend(asks);
+    Ok(())
+}
+
+/// Puts the question as it is asked of each side: without the delegator, and with it where there is one.
+pub(super) fn each(
+    pass: &Pass<'_>,
+    mut ask: impl FnMut(&CompiledPackage, &Query<'_>) -> Result<(), Decision>,
+) -> Result<(), Decision> {
+    let Some(package) = pass.package else {
+        return Err(deny("no_package", "No policy package is in force."));
+    };
+    own_attributes(pass)?;
+    let resource = &pass.input.request.resource;
+    let tool = if resource.type_ == "tool" { package.tool(&resource.id) } else { None };
+    for subject in subjects(pass) {
+        ask(package, &query(pass, subject, tool))?;
+    }
     Ok(())
 }
 
@@ -162,7 +173,7 @@ fn platform_sides(platform: &[Arc<CompiledPackage>], query: &Query<'_>) -> Vec<E
 /// What no permit and no approval lifts: forbids, errors, and what was missing or too large.
 fn stopping(sides: &[Evaluation]) -> Result<(), Decision> {
     let forbids: Vec<_> = sides.iter().flat_map(|e| e.forbids.iter().cloned()).collect();
-    let errors: Vec<_> = sides.iter().flat_map(|e| e.errors.iter().cloned()).collect();
+    let errors: Box<[_]> = sides.iter().flat_map(|e| e.errors.iter().cloned()).collect();
     if !forbids.is_empty() {
         return Err(Decision {
             reason: forbids.iter().find_map(|p| p.reason.clone()).unwrap_or_else(|| "A policy forbids this.".into()),

@@ -50,10 +50,8 @@ pub async fn check(
         done
     } else {
         let (state2, call2, request_id) = (state.clone(), call.clone(), request_id.map(str::to_owned));
-        // The agent's own tenant waits, also when it asks about another one.
-        let lane = call.caller.agent.as_ref().map_or(call.tenant.as_str(), |(own, _)| own);
         let work = move || run(&state2, &call2, &request, &id, request_id.as_deref(), MAX_PATTERN_COST);
-        state.lanes.run(lane, work).await?
+        state.lanes.run(call.lane(), work).await?
     };
     Ok(queue(state, call, checked?, state.clock.instant().saturating_duration_since(started)))
 }
@@ -66,13 +64,7 @@ fn run(
     request_id: Option<&str>,
     budget: u64,
 ) -> Result<Checked, HttpError> {
-    // Taken only now: a body that trickles in, a place in the lane or a long batch must not outlive a stop, an ended session or a
-    // feed that has gone silent.
-    let snapshot = state.current()?;
-    if !call.holds_in(&snapshot) {
-        let reason = "What Remit knows of the caller's identity changed while the request was under way: ask again.";
-        return Err(HttpError::unavailable("identity_changed", reason));
-    }
+    let snapshot = snapshot(state, call)?;
     let session = session(state, &snapshot, &call.tenant, request);
     let input = input(state, &snapshot, call, &call.tenant, request, session, state.clock.now(), id, request_id);
     let input = CheckInput { pattern_budget: budget, ..input };
@@ -81,6 +73,17 @@ fn run(
         tracing::error!(decision_id = id, tenant = call.tenant, "the gates panicked");
         HttpError::internal()
     })
+}
+
+/// The set to answer from. Taken only when the answer is made: a body that trickles in, a place in the lane or a long batch must not
+/// outlive a stop, an ended session or a feed that has gone silent.
+pub fn snapshot(state: &AppState, call: &Call) -> Result<Arc<Snapshot>, HttpError> {
+    let snapshot = state.current()?;
+    if call.holds_in(&snapshot) {
+        return Ok(snapshot);
+    }
+    let reason = "What Remit knows of the caller's identity changed while the request was under way: ask again.";
+    Err(HttpError::unavailable("identity_changed", reason))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -109,7 +112,8 @@ fn input<'a>(
     }
 }
 
-fn session(state: &AppState, snapshot: &Snapshot, tenant: &str, request: &CheckRequest) -> SessionState {
+/// What the session table says of the session that a question names.
+pub fn session(state: &AppState, snapshot: &Snapshot, tenant: &str, request: &CheckRequest) -> SessionState {
     let Some(id) = request.session.as_deref() else { return SessionState::NotNamed };
     let Some(tenant) = snapshot.tenants.get(tenant) else { return SessionState::Unknown };
     let agent = tenant.agents.get(&request.subject.id).filter(|_| request.subject.type_ == "agent");

@@ -31,6 +31,11 @@ struct CodeLabel {
     code: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SearchLabel {
+    search: &'static str,
+}
+
 /// The server's metrics, and the registry that others add theirs to before it is shared.
 pub struct Metrics {
     registry: Registry,
@@ -39,6 +44,7 @@ pub struct Metrics {
     decisions: Family<DecisionLabels, Counter>,
     reviews: Family<ReviewLabels, Counter>,
     refused: Family<CodeLabel, Counter>,
+    searches: Family<SearchLabel, Counter>,
     unrecorded: Counter,
     /// Connections that are open.
     pub connections: Gauge<i64, AtomicI64>,
@@ -66,6 +72,7 @@ impl Metrics {
         let decisions = Family::default();
         let reviews = Family::default();
         let refused = Family::default();
+        let searches = Family::default();
         let unrecorded = Counter::default();
         let connections = Gauge::default();
         let handshakes_failed = Counter::default();
@@ -88,6 +95,7 @@ impl Metrics {
         );
         r.register("authn_reviews", "Reviews asked of the API server", reviews.clone());
         r.register("requests_refused", "Requests that were refused before a decision", refused.clone());
+        r.register("searches", "Searches that were answered", searches.clone());
         r.register("records_lost", "Answers other than allow whose record could not be queued", unrecorded.clone());
         r.register("connections", "Open connections", connections.clone());
         r.register("connections_failed", "Connections that ended before a request", handshakes_failed.clone());
@@ -107,6 +115,7 @@ impl Metrics {
             decisions,
             reviews,
             refused,
+            searches,
             unrecorded,
             connections,
             handshakes_failed,
@@ -141,6 +150,11 @@ impl Metrics {
     /// A request that was refused before a decision.
     pub fn request_refused(&self, code: &'static str) {
         self.refused.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// A search that was answered: `resource`, `subject` or `action`.
+    pub fn searched(&self, search: &'static str) {
+        self.searches.get_or_create(&SearchLabel { search }).inc();
     }
 
     /// How old the snapshot is, and how many of its tenants observe.

@@ -1,0 +1,45 @@
+//! Every source file is part of the crate: one that no `mod` names is not compiled, and its tests never run.
+
+use std::path::{Path, PathBuf};
+
+use crate::support;
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The files that may hold the `mod` of this one.
+fn parents(file: &Path) -> Vec<PathBuf> {
+    let folder = if file.ends_with("mod.rs") { file.parent().unwrap() } else { file }.parent().unwrap();
+    vec![folder.join("mod.rs"), folder.with_extension("rs"), folder.join("lib.rs"), folder.join("main.rs")]
+}
+
+#[test]
+fn every_source_file_is_compiled() {
+    for room in ["src", "tests"] {
+        let mut files = Vec::new();
+        sources(&support::root().join(room), &mut files);
+        assert!(files.len() > 10);
+        for file in files {
+            if ["src/lib.rs", "src/main.rs", "tests/main.rs"].iter().any(|root| file.ends_with(root)) {
+                continue;
+            }
+            let named = if file.ends_with("mod.rs") { file.parent().unwrap() } else { &file };
+            let name = named.file_stem().unwrap().to_str().unwrap();
+            let (module, path) = (format!("mod {name};"), format!("{name}.rs\"]"));
+            let siblings =
+                file.parent().unwrap().read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file());
+            let texts = parents(&file).into_iter().chain(siblings).filter_map(|p| std::fs::read_to_string(p).ok());
+            let named = texts.flat_map(|t| t.lines().map(str::to_owned).collect::<Vec<_>>());
+            let named = named.map(|l| l.trim().to_owned()).any(|l| l.ends_with(&module) || l.ends_with(&path));
+            assert!(named, "{}: no `{module}` names it", file.display());
+        }
+    }
+}
