@@ -15,6 +15,7 @@ mod output;
 mod package;
 pub mod pdp;
 mod serve;
+mod suggest;
 mod terminal;
 mod test;
 mod tools;
@@ -47,6 +48,7 @@ enum Command {
     McpProxy(mcp_proxy::McpProxy),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
+    Suggest(Box<suggest::Suggest>),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::McpProxy(args) => mcp_proxy::run(args),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Generate(args) => generate::run(&args),
     }
 }
