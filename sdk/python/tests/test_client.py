@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -93,6 +94,19 @@ def test_nobody_there() -> None:
         client("unix:///nowhere/remit.sock").check("git/push", {})
     with pytest.raises(RemitUnavailable):
         asyncio.run(client("unix:///nowhere/remit.sock").acheck("git/push", {}))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_clock_runs_from_the_first_step(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up a name can't be interrupted: who asked does not wait for it."""
+    looked_up = threading.Event()
+    monkeypatch.setattr("socket.create_connection", lambda *_: looked_up.wait(600))
+    remit = client("https://remit.example", timeout=0.3)
+    try:
+        with pytest.raises(RemitUnavailable, match="no answer within 300 ms"):
+            asyncio.run(remit.acheck("git/push", {})) if asynchronous else remit.check("git/push", {})
+    finally:
+        looked_up.set()
 
 
 def test_question_and_answer() -> None:
