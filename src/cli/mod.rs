@@ -6,6 +6,7 @@ mod audit;
 pub mod client;
 mod decisions;
 mod generate;
+mod hook;
 mod init;
 mod keygen;
 pub mod operator;
@@ -34,6 +35,8 @@ enum Command {
     Package(package::Package),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
+    #[command(subcommand)]
+    Hook(hook::Hook),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     #[command(hide = true)]
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
+        Command::Hook(command) => hook::run(&command),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Generate(args) => generate::run(&args),
