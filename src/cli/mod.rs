@@ -12,6 +12,8 @@ mod keygen;
 pub mod operator;
 mod output;
 mod package;
+pub mod pdp;
+mod serve;
 mod terminal;
 mod test;
 
@@ -37,6 +39,7 @@ enum Command {
     Operator(operator::Operator),
     #[command(subcommand)]
     Hook(hook::Hook),
+    Serve(serve::Serve),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     #[command(hide = true)]
@@ -52,15 +55,16 @@ pub fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
         Command::Hook(command) => hook::run(&command),
+        Command::Serve(args) => block_on(serve::run(args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Generate(args) => generate::run(&args),
     }
 }
 
-/// Runs a command that talks to somebody; one thread is enough for it.
+/// Runs a command that talks to somebody, and may have to lead a folder meanwhile.
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match crate::laptop::runtime() {
         Ok(runtime) => runtime.block_on(command),
         Err(error) => terminal::failed(&error),
     }

@@ -4,6 +4,8 @@
 //! on the way to the answer is a refusal.
 
 pub mod hook;
+pub mod authzen;
+pub mod local;
 pub mod mcp;
 mod pdp;
 
