@@ -12,7 +12,7 @@ use crate::api::DelegatorKind;
 use crate::policy::{Side, base_platform};
 
 /// Parts of conditions: known ones, ones that a call brings, and ones that can err.
-const PARTS: [&str; 18] = [
+const PARTS: [&str; 20] = [
     "true",
     "true",
     "false",
@@ -30,6 +30,8 @@ const PARTS: [&str; 18] = [
     "context.numbers.hasTag(\"n\") && context.numbers.getTag(\"n\") * 4611686018427387904 > 0",
     "context.hour > 12",
     "context has session",
+    "context has session",
+    "!(context has session)",
     "context.granted || context.risk < 50",
 ];
 const TOOLS: [&str; 5] = ["git/log", "git/push", "git/gc", "git/blame", "git/unlisted"];

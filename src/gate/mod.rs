@@ -13,14 +13,17 @@ mod policy;
 mod record;
 mod request;
 mod snapshot;
+pub(crate) mod spelling;
 mod stops;
 mod subject;
+mod why;
 
 pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
 pub use record::*;
 pub use request::*;
 pub use snapshot::*;
+pub use why::{Determining, Nearest, PackageUsed, Texts, Why, why};
 
 use pass::Pass;
 

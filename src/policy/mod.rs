@@ -29,7 +29,9 @@ mod signer;
 mod support;
 mod unknown;
 mod verify;
+mod why;
 
+pub use arguments::REDACTED;
 pub use base::base_platform;
 pub use compiled::CompiledPackage;
 pub use digest::{canonical, digest, object_name, sha256_text, short};
@@ -46,4 +48,5 @@ pub use verify::{
     MAX_PACKAGE_BYTES, SigningMode, Verified, VerifyContext, parse_version, signature_needed, verify_first,
     verify_recorded,
 };
+pub use why::{Fact, Failed, NearPermit, Part, PolicyWhy, Source};
 pub(crate) use verify::{check_high_water, examine, verify_bytes};
