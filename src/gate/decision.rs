@@ -52,6 +52,21 @@ pub struct Decision {
     pub asks: Vec<Arc<PolicyRef>>,
     /// Policies that errored.
     pub errors: Vec<PolicyError>,
+    /// While the tenant only observes: what this would be.
+    pub would_be: Option<WouldBe>,
+}
+
+/// What a decision would be if the tenant enforced.
+#[derive(Clone, Debug)]
+pub struct WouldBe {
+    /// `deny` or `approval_required`.
+    pub outcome: Outcome,
+    /// Reason code.
+    pub code: &'static str,
+    /// For people.
+    pub reason: String,
+    /// Policies that would determine it.
+    pub policies: Vec<Arc<PolicyRef>>,
 }
 
 /// Text bytes times pattern bytes that one evaluation may cost: about a tenth of a second.

@@ -7,6 +7,7 @@ mod approval;
 mod could;
 mod decision;
 mod delegation;
+mod observe;
 mod pass;
 mod platform;
 mod policy;
@@ -20,6 +21,7 @@ mod why;
 
 pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
+pub use observe::OBSERVED;
 pub use record::*;
 pub use request::*;
 pub use snapshot::*;
@@ -42,6 +44,7 @@ const GATES: &[Gate] = &[platform::gate, subject::gate, delegation::gate, stops:
 pub fn check(input: &CheckInput<'_>) -> Checked {
     let mut pass = Pass::new(input);
     let decision = GATES.iter().find_map(|gate| gate(&mut pass).err()).unwrap_or_else(|| pass.allowed());
+    let decision = observe::weigh(&mut pass, decision);
     let record = record::record(&pass, &decision);
     Checked { decision, record }
 }

@@ -64,6 +64,7 @@ impl<'a> Pass<'a> {
             policies: self.permits.clone(),
             asks: Vec::new(),
             errors: Vec::new(),
+            would_be: None,
         }
     }
 }
@@ -78,6 +79,7 @@ pub(super) fn deny(code: &'static str, reason: impl Into<String>) -> Decision {
         policies: Vec::new(),
         asks: Vec::new(),
         errors: Vec::new(),
+        would_be: None,
     }
 }
 

@@ -24,6 +24,8 @@ use crate::store::{Committed, StoreError, StoreFuture};
 pub struct Pending {
     answer: Answer,
     outcome: Outcome,
+    /// What it would be if it were enforced; empty but for what is observed.
+    would_be: &'static str,
     status: u16,
     took: Duration,
     /// The commit that an allow waits for.
@@ -147,7 +149,12 @@ fn queue(state: &AppState, call: &Call, checked: Checked, took: Duration) -> Pen
     record.latency_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     let answer = Answer::new(&decision, &record, call.caller.kind);
     let (outcome, status) = (decision.outcome, decision.status);
-    if outcome == Outcome::Allow {
+    let would_be = decision.would_be.as_ref().map_or("", |w| w.outcome.as_str());
+    if let Some(would_be) = &decision.would_be {
+        tracing::info!(target: "remit::decision", decision_id = record.id, tenant = record.tenant, agent = record.agent,
+            outcome = outcome.as_str(), code = decision.code, would_be = would_be.outcome.as_str(), would_be_code = would_be.code,
+            latency_micros = record.latency_micros, "observed");
+    } else if outcome == Outcome::Allow {
         tracing::debug!(target: "remit::decision", decision_id = record.id, tenant = record.tenant, agent = record.agent,
             outcome = outcome.as_str(), code = decision.code, latency_micros = record.latency_micros, "decided");
     } else {
@@ -165,7 +172,7 @@ fn queue(state: &AppState, call: &Call, checked: Checked, took: Duration) -> Pen
         }
         None
     };
-    Pending { answer, outcome, status, took, commit }
+    Pending { answer, outcome, would_be, status, took, commit }
 }
 
 impl Pending {
@@ -176,7 +183,7 @@ impl Pending {
 
     /// Waits for the record of an allow; then this is the answer. `Err` for a question that was itself wrong.
     pub async fn answer(self, state: &AppState) -> Result<Answer, HttpError> {
-        let Self { answer, outcome, status, took, commit } = self;
+        let Self { answer, outcome, would_be, status, took, commit } = self;
         if let Some(queued) = commit {
             let waited = state.clock.instant();
             if let Err(why) = committed(queued, state.settings.commit_timeout).await {
@@ -185,13 +192,13 @@ impl Pending {
                     why,
                     "an allow was withheld: its record is not committed"
                 );
-                state.metrics.decided("deny", "audit_unavailable", took);
+                state.metrics.decided("deny", "audit_unavailable", "", took);
                 let reason = "The record of this decision can't be kept now, so nothing is allowed.";
                 return Ok(Answer::denied("audit_unavailable", reason, answer.context.decision_id));
             }
             state.metrics.committed(since(state, waited));
         }
-        state.metrics.decided(outcome.as_str(), answer.context.code, took);
+        state.metrics.decided(outcome.as_str(), answer.context.code, would_be, took);
         if outcome != Outcome::Refused {
             return Ok(answer);
         }

@@ -567,7 +567,7 @@ async fn health_and_metrics_speak_of_what_happened() {
     assert_eq!(get("/readyz").await.0, 200);
     let (_, text) = get("/metrics").await;
     for line in [
-        r#"remit_decisions_total{outcome="allow",code="allowed"} 1"#,
+        r#"remit_decisions_total{outcome="allow",code="allowed",would_be=""} 1"#,
         r#"remit_requests_refused_total{code="token_rejected"} 1"#,
         "remit_check_duration_seconds_count 1",
         "remit_snapshot_age_seconds 0.0",
