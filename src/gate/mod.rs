@@ -25,7 +25,7 @@ pub use observe::OBSERVED;
 pub use record::*;
 pub use request::*;
 pub use snapshot::*;
-pub use why::{Determining, Nearest, PackageUsed, Texts, Why, why};
+pub use why::{Determining, Nearest, PackageUsed, Texts, Why, WouldHaveBeen, why};
 
 use pass::Pass;
 

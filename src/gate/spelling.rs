@@ -42,7 +42,7 @@ mod tests {
         let known = ["git/push", "git/pull", "gitlab/push", "files/read", "shell/run"];
         assert_eq!(nearest("git/psuh", known.into_iter()), ["git/push"]);
         assert_eq!(nearest("git/pul", known.into_iter()), ["git/pull", "git/push"]);
-        assert_eq!(nearest("github/push", known.into_iter())[0], "git/push");
+        assert_eq!(nearest("github/push", known.into_iter()), ["gitlab/push", "git/push"]);
         assert!(nearest("mail/send", known.into_iter()).is_empty());
     }
 }

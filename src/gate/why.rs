@@ -44,6 +44,9 @@ pub struct Why {
     pub code: String,
     /// Reason, as it was answered.
     pub reason: String,
+    /// What it would have been, where it was let through because the tenant observed. All else explains this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would_be: Option<WouldHaveBeen>,
     /// Who: `agent:coder`.
     pub subject: String,
     /// For whom.
@@ -65,6 +68,17 @@ pub struct Why {
     /// What was evaluated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<PackageUsed>,
+}
+
+/// What an observed decision would have been.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WouldHaveBeen {
+    /// `deny` or `approval_required`.
+    pub outcome: Outcome,
+    /// Reason code.
+    pub code: String,
+    /// For people.
+    pub reason: String,
 }
 
 /// A policy that decided.
@@ -142,6 +156,11 @@ pub fn why(record: &DecisionRecord, texts: &[Texts]) -> Why {
         outcome: record.outcome,
         code: record.code.clone(),
         reason: record.reason.clone(),
+        would_be: record.would_be.as_ref().map(|w| WouldHaveBeen {
+            outcome: w.outcome,
+            code: w.code.clone(),
+            reason: w.reason.clone(),
+        }),
         subject: format!("{}:{}", request.subject.type_, request.subject.id),
         delegated_from: record.delegated_from.clone(),
         action: request.action.name.clone(),
@@ -153,11 +172,21 @@ pub fn why(record: &DecisionRecord, texts: &[Texts]) -> Why {
     };
     let asked = Asked::of(record);
     determining(record, texts, &asked, &mut found);
-    if record.code == "no_permit" {
+    if code(record) == "no_permit" {
         nearest(record, texts, &asked, &mut found);
     }
     advise(record, texts, &mut found.advice);
     found
+}
+
+/// The code that is explained.
+fn code(record: &DecisionRecord) -> &str {
+    record.would_be.as_ref().map_or(record.code.as_str(), |w| w.code.as_str())
+}
+
+/// The policies that determined it.
+fn policies(record: &DecisionRecord) -> &[PolicyRef] {
+    record.would_be.as_ref().map_or(record.policies.as_slice(), |w| w.policies.as_slice())
 }
 
 fn used(of: &Texts) -> PackageUsed {
@@ -183,10 +212,11 @@ impl Asked {
     fn of(record: &DecisionRecord) -> Self {
         let (arguments, hidden) = Arguments::flatten_kept(&record.request.arguments).unwrap_or_default();
         let chain = record.facts.delegation.iter().flat_map(|d| &d.chain).map(|a| a.trust);
-        let restricted = record.facts.agent.as_ref().map(|agent| AgentFacts {
-            trust: chain.fold(agent.trust, i64::min),
-            ..agent.clone()
-        });
+        let restricted = record
+            .facts
+            .agent
+            .as_ref()
+            .map(|agent| AgentFacts { trust: chain.fold(agent.trust, i64::min), ..agent.clone() });
         Self { arguments, hidden, restricted }
     }
 
@@ -241,7 +271,7 @@ fn determining(record: &DecisionRecord, texts: &[Texts], asked: &Asked, into: &m
         error: None,
         failed: None,
     };
-    for policy in &record.policies {
+    for policy in policies(record) {
         let explained = explained(record, texts, asked, &policy.id, |w| w.failed.is_none());
         let one = Determining {
             effect: explained.as_ref().map(|w| w.kind.as_str().to_owned()),
@@ -253,9 +283,8 @@ fn determining(record: &DecisionRecord, texts: &[Texts], asked: &Asked, into: &m
         into.determining.push(one);
     }
     for error in &record.errors {
-        let explained = explained(record, texts, asked, &error.policy, |w| {
-            w.failed.as_ref().is_some_and(|f| f.result == "error")
-        });
+        let explained =
+            explained(record, texts, asked, &error.policy, |w| w.failed.as_ref().is_some_and(|f| f.result == "error"));
         into.determining.push(Determining {
             policy: error.policy.clone(),
             effect: explained.as_ref().map(|w| w.kind.as_str().to_owned()),
@@ -351,7 +380,7 @@ impl From<NearPermit> for Nearest {
 fn advise(record: &DecisionRecord, texts: &[Texts], into: &mut Vec<String>) {
     let (subject, tool, tenant) = (&record.request.subject.id, &record.request.resource.id, &record.tenant);
     let gone = texts.iter().filter(|t| t.visible && t.package.is_none());
-    let needed = !record.policies.is_empty() || !record.errors.is_empty() || record.code == "no_permit";
+    let needed = !policies(record).is_empty() || !record.errors.is_empty() || code(record) == "no_permit";
     into.extend(gone.filter(|_| needed).map(|t| {
         format!(
             "The text of package {} is gone: it is not in force any more, and no object keeps it. What is said here is what the record has.",
@@ -359,7 +388,7 @@ fn advise(record: &DecisionRecord, texts: &[Texts], into: &mut Vec<String>) {
         )
     }));
     let package = texts.iter().find(|t| t.side == Side::Tenant).and_then(|t| t.package.as_deref());
-    let sentence = match record.code.as_str() {
+    let sentence = match code(record) {
         "unknown_tool" => {
             let near = package.map(|p| spelling::nearest(tool, p.tools().map(|t| t.name.as_str()))).unwrap_or_default();
             let meant = match near.as_slice() {
@@ -400,8 +429,7 @@ fn advise(record: &DecisionRecord, texts: &[Texts], into: &mut Vec<String>) {
         "evaluation_too_costly" => "Shorten the arguments, or the patterns of `like` that read them.".into(),
         "audit_unavailable" => "The record could not be committed, so nothing was allowed. Look at the store: disk, and the metrics.".into(),
         "approval_required" => {
-            let asks: Vec<String> = record
-                .asks
+            let asks: Vec<String> = policies(record)
                 .iter()
                 .filter_map(|p| p.ask.as_ref())
                 .map(|a| format!("{} of {:?}", a.count, a.group))

@@ -53,12 +53,18 @@ fn a_deny_names_its_policy_place_and_values_and_keeps_secrets() {
     assert_eq!((found.outcome, found.code.as_str()), (Outcome::Deny, "denied_by_policy"));
     let one = &found.determining[0];
     assert_eq!((one.policy.as_str(), one.effect.as_deref()), ("tenant/first/no-force", Some("forbid")));
-    assert_eq!((one.reason.as_deref(), one.rule.as_deref()), (Some("Open a pull request instead."), Some("no-force-here")));
+    assert_eq!(
+        (one.reason.as_deref(), one.rule.as_deref()),
+        (Some("Open a pull request instead."), Some("no-force-here"))
+    );
     let source = one.source.as_ref().unwrap();
     assert_eq!((source.file.as_str(), source.line, source.column), ("main.cedar", 5, 1));
     let value = |path: &str| one.facts.iter().find(|f| f.path.contains(path)).unwrap();
     assert_eq!(value("getTag(\"command\")").value.as_deref(), Some("\"git push --force\""));
-    assert_eq!((&value("getTag(\"password\")").value, value("getTag(\"password\")").missing.as_deref()), (&None, Some("not kept")));
+    assert_eq!(
+        (&value("getTag(\"password\")").value, value("getTag(\"password\")").missing.as_deref()),
+        (&None, Some("not kept"))
+    );
     assert!(!serde_json::to_string(&found).unwrap().contains("hunter2"));
     assert!(found.nearest.is_empty());
 }

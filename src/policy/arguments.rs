@@ -198,7 +198,9 @@ mod tests {
     #[test]
     fn values_that_a_record_does_not_keep_are_named_and_left_out() {
         let (flat, hidden) = Arguments::flatten_kept(
-            json!({"a": {"b": {"@sensitive": "hmac-sha256:00"}}, "c": {"@sensitive": "mine"}, "d": 1}).as_object().unwrap(),
+            json!({"a": {"b": {"@sensitive": "hmac-sha256:00"}}, "c": {"@sensitive": "mine"}, "d": 1})
+                .as_object()
+                .unwrap(),
         )
         .unwrap();
         assert_eq!(hidden, ["a.b"]);

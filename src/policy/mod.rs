@@ -48,5 +48,5 @@ pub use verify::{
     MAX_PACKAGE_BYTES, SigningMode, Verified, VerifyContext, parse_version, signature_needed, verify_first,
     verify_recorded,
 };
-pub use why::{Fact, Failed, NearPermit, Part, PolicyWhy, Source};
 pub(crate) use verify::{check_high_water, examine, verify_bytes};
+pub use why::{Fact, Failed, NearPermit, Part, PolicyWhy, Source};

@@ -85,7 +85,8 @@ impl Unknown {
         }
         let ExprKind::Lit(Literal::String(key)) = key.expr_kind() else { return !self.hidden.is_empty() };
         // What was an object or a list had its parts below the key, and nothing under it.
-        let covers = |hidden: &String| key.strip_prefix(hidden.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+        let covers =
+            |hidden: &String| key.strip_prefix(hidden.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
         self.hidden.iter().any(covers)
     }
 }

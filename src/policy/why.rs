@@ -318,14 +318,7 @@ impl<'a> Reader<'a> {
         };
         let mut facts = Vec::new();
         self.facts(e, &mut facts);
-        Failed {
-            part: Part::Condition,
-            text: text(e),
-            source: source(rule, e),
-            result: result.into(),
-            error,
-            facts,
-        }
+        Failed { part: Part::Condition, text: text(e), source: source(rule, e), result: result.into(), error, facts }
     }
 
     /// What an expression reads: the longest chains of members that begin at a variable.

@@ -58,7 +58,10 @@ fn permits_are_ranked_by_how_much_of_them_held() {
 fn the_first_condition_that_failed_has_its_place_and_its_values() {
     let near = near(&Ask::tool("git/push"), &[]);
     let failed = &near[0].failed;
-    assert_eq!((failed.part, failed.text.as_str(), failed.result.as_str()), (Part::Condition, "context.hour > 20", "false"));
+    assert_eq!(
+        (failed.part, failed.text.as_str(), failed.result.as_str()),
+        (Part::Condition, "context.hour > 20", "false")
+    );
     assert_eq!(failed.facts, [fact("context.hour", "12")]);
     let source = failed.source.as_ref().unwrap();
     assert_eq!((source.file.as_str(), source.line, source.column, source.width), ("test.cedar", 10, 58, 17));
@@ -76,10 +79,7 @@ fn a_scope_that_does_not_fit_is_shown_with_the_groups_that_were() {
     assert_eq!(failed.part, Part::Resource);
     let source = failed.source.as_ref().unwrap();
     assert_eq!(&source.text[source.column - 1..][..source.width], "resource in ToolGroup::\"read\"");
-    assert_eq!(
-        failed.facts,
-        [fact("resource", "Tool::\"git/push\""), fact("resource in", "[ToolGroup::\"write\"]")]
-    );
+    assert_eq!(failed.facts, [fact("resource", "Tool::\"git/push\""), fact("resource in", "[ToolGroup::\"write\"]")]);
     let failed = &near[3].failed;
     assert_eq!((failed.part, failed.source.as_ref().unwrap().line), (Part::Principal, 12));
     assert_eq!(failed.facts[1], fact("principal in", "[AgentType::\"coder\", Team::\"core\"]"));
@@ -90,10 +90,8 @@ fn permits_for_other_actions_come_only_where_there_are_no_others() {
     let (found, matched) =
         package().nearest_permits(&Ask::on("network_access", "domain", "example.org").query(), &[], 5).unwrap();
     assert!(matched && !ids(&found).contains(&"web"), "{:?}", ids(&found));
-    let package = compile(
-        &spec("@id(\"web\") permit(principal, action == Action::\"network_access\", resource);"),
-        Side::Tenant,
-    );
+    let package =
+        compile(&spec("@id(\"web\") permit(principal, action == Action::\"network_access\", resource);"), Side::Tenant);
     let (found, matched) = package.nearest_permits(&Ask::tool("git/push").query(), &[], 5).unwrap();
     assert!(!matched);
     assert_eq!((ids(&found), found[0].failed.part), (vec!["web"], Part::Action));
@@ -103,7 +101,10 @@ fn permits_for_other_actions_come_only_where_there_are_no_others() {
 fn an_error_is_told_from_a_no() {
     let found = near(&Ask::tool("git/gc"), &[]);
     let overflow = found.iter().find(|p| p.policy.id.ends_with("overflow")).unwrap();
-    assert_eq!((overflow.failed.result.as_str(), overflow.failed.error.as_deref()), ("error", Some("integer overflow")));
+    assert_eq!(
+        (overflow.failed.result.as_str(), overflow.failed.error.as_deref()),
+        ("error", Some("integer overflow"))
+    );
     assert_eq!(overflow.failed.facts, [fact("principal.trust", "2")]);
 }
 

@@ -6,5 +6,6 @@ pub mod compile;
 pub mod folder;
 pub mod index;
 pub mod kubernetes;
+pub mod past;
 pub mod recorded;
 pub mod snapshot;
