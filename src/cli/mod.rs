@@ -11,6 +11,8 @@ mod keygen;
 pub mod operator;
 mod output;
 mod package;
+pub mod pdp;
+mod serve;
 mod terminal;
 mod test;
 
@@ -34,6 +36,7 @@ enum Command {
     Package(package::Package),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
+    Serve(serve::Serve),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     #[command(hide = true)]
@@ -48,15 +51,16 @@ pub fn main() -> ExitCode {
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
+        Command::Serve(args) => block_on(serve::run(args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Generate(args) => generate::run(&args),
     }
 }
 
-/// Runs a command that talks to somebody; one thread is enough for it.
+/// Runs a command that talks to somebody, and may have to lead a folder meanwhile.
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match crate::laptop::runtime() {
         Ok(runtime) => runtime.block_on(command),
         Err(error) => terminal::failed(&error),
     }

@@ -3,9 +3,13 @@
 //! Nothing here decides a check, or writes anything but the heartbeat.
 
 pub mod compile;
+pub mod directory;
+pub mod feed;
 pub mod folder;
 pub mod index;
+pub mod judge;
 pub mod kubernetes;
+mod object;
 pub mod past;
 pub mod recorded;
 pub mod snapshot;
