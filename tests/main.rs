@@ -7,6 +7,8 @@ mod attacks;
 mod chart;
 mod checks;
 mod control_plane;
+mod hook;
+mod issuers;
 mod observe;
 mod operator;
 mod packages;

@@ -6,6 +6,7 @@ mod audit;
 pub mod client;
 mod decisions;
 mod generate;
+mod hook;
 mod init;
 mod keygen;
 pub mod operator;
@@ -36,6 +37,8 @@ enum Command {
     Package(package::Package),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
+    #[command(subcommand)]
+    Hook(hook::Hook),
     Serve(serve::Serve),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
+        Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),

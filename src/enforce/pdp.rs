@@ -56,6 +56,8 @@ pub struct Verdict {
     pub reason: String,
     /// Id of the decision's record.
     pub decision_id: String,
+    /// Groups that must agree, where the ruling is `ApprovalRequired`: `asks[].group` of the answer.
+    pub asks: Vec<String>,
 }
 
 /// What became of a call that was allowed.

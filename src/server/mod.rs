@@ -16,6 +16,7 @@ mod evaluation;
 mod freshness;
 mod health;
 mod ijson;
+pub mod issuers;
 mod journal;
 mod lanes;
 mod metrics;
