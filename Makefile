@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev dev-stop test lint bench generate drift controlplane
+.PHONY: help demo dev dev-stop test lint peers sdk-test sdk-lock bench generate drift controlplane
 
 step = @printf '\n== %s\n' "$(1)"
 
@@ -18,12 +18,20 @@ dev: ## control plane and operator in the foreground, .dev/env to be sourced; DE
 dev-stop: ## ends what `make dev DETACH=1` left running
 	@hack/dev.sh stop
 
-test: lint controlplane ## everything: format, lints, unit, property and integration tests, generated files
+test: lint controlplane peers ## everything: format, lints, unit, property and integration tests, generated files
 	$(call step,Tests. The integration tests start a control plane of their own)
 	cargo test --no-fail-fast
 	$(call step,The tools of hack/)
 	cd hack/controlplane && GOFLAGS= go vet . && GOFLAGS= go test .
-	@$(MAKE) --no-print-directory drift
+	@$(MAKE) --no-print-directory sdk-test drift
+
+sdk-test: ## the Python and TypeScript packages, with the real frameworks from PyPI and npm
+	$(call step,The packages of sdk/)
+	@hack/sdk.sh test
+
+sdk-lock:
+	$(call step,Lock files of sdk/)
+	@hack/sdk.sh lock
 
 lint:
 	$(call step,Format and lints)
@@ -33,6 +41,10 @@ lint:
 controlplane: ## builds kube-apiserver, kube-controller-manager, kubectl, etcd and helm, where this machine does not have them
 	$(call step,Control plane)
 	hack/controlplane/run build
+
+peers: ## installs the official MCP servers and SDKs that the tests talk to (npm and pip; Node.js 20, Python 3 with venv)
+	$(call step,MCP peers)
+	hack/peers.sh
 
 bench: controlplane ## throughput, latency and propagation, beside a bare handler of the same minute
 	$(call step,Benchmarks: a release build comes first and takes minutes)

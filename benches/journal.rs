@@ -54,6 +54,8 @@ fn record() -> DecisionRecord {
         }],
         asks: Vec::new(),
         errors: Vec::new(),
+        observed: false,
+        would_be: None,
         latency_micros: 12,
     }
 }

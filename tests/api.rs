@@ -347,6 +347,26 @@ fn rollout_and_profile_are_named_default_and_in_range() {
         ("TenantProfile", "default", json!({"sessionTimeoutSeconds": 86_401}), vec!["spec.sessionTimeoutSeconds"]),
         ("TenantProfile", "default", json!({"retentionDays": 0}), vec!["spec.retentionDays"]),
         ("TenantProfile", "default", json!({"retentionDays": 3651}), vec!["spec.retentionDays"]),
+        ("TenantProfile", "default", json!({"enforcement": "Observe"}), vec!["spec.observeUntil is missing"]),
+        ("TenantProfile", "default", json!({"enforcement": "Ignore"}), vec!["spec.enforcement"]),
+        (
+            "TenantProfile",
+            "default",
+            json!({"enforcement": "Enforce", "observeUntil": "2026-01-31T12:00:00Z"}),
+            vec!["only with enforcement Observe"],
+        ),
+        (
+            "TenantProfile",
+            "default",
+            json!({"observeUntil": "2026-01-31T12:00:00Z"}),
+            vec!["only with enforcement Observe"],
+        ),
+        (
+            "TenantProfile",
+            "default",
+            json!({"enforcement": "Observe", "observeUntil": "tomorrow"}),
+            vec!["spec.observeUntil"],
+        ),
     ] {
         space.refused(&["create", "-f", "-"], &object(kind, name, &spec), &reasons);
     }
@@ -355,6 +375,8 @@ fn rollout_and_profile_are_named_default_and_in_range() {
         ("TenantRollout", json!({"package": {"name": "p", "version": "^1"}, "revisionHistoryLimit": 100})),
         ("TenantRollout", json!({"package": {"digest": digest}})),
         ("TenantProfile", json!({"sessionTimeoutSeconds": 10, "retentionDays": 3650})),
+        ("TenantProfile", json!({"enforcement": "Enforce"})),
+        ("TenantProfile", json!({"enforcement": "Observe", "observeUntil": "2026-01-31T12:00:00Z"})),
     ] {
         space.must(&["create", "--dry-run=server", "-f", "-"], &object(kind, "default", &spec));
     }
@@ -394,7 +416,7 @@ fn explain_and_columns_read_well() {
         ("ag", "NAME TYPE TRUST SUSPENDED READY REASON AGE"),
         ("pp", "NAME PACKAGE VERSION SIGNED POLICIES READY REASON AGE"),
         ("tro", "NAME PHASE PACKAGE VERSION CANDIDATE READY REASON AGE"),
-        ("tprof", "NAME SESSION-TIMEOUT RETENTION-DAYS READY REASON AGE"),
+        ("tprof", "NAME SESSION-TIMEOUT RETENTION-DAYS OBSERVING READY REASON AGE"),
         ("psign", "NAME TENANTS PACKAGES REVOKED READY REASON AGE"),
     ] {
         let said = space.must(&["get", resource], "");

@@ -9,7 +9,7 @@ use jiff::{Span, Timestamp, Unit};
 
 use super::client::{Client, ClientError, ServerArgs};
 use super::terminal::{failed, json, printable, table};
-use crate::gate::Outcome;
+use crate::gate::DecisionRecord;
 use crate::store::{Page, StoredDecision};
 use crate::transport::encode;
 
@@ -49,6 +49,9 @@ struct List {
     /// Only with this outcome
     #[arg(long, value_parser = ["allow", "deny", "approval_required", "refused"])]
     outcome: Option<String>,
+    /// Only those that were observed, and would be this if they were enforced
+    #[arg(long, value_parser = ["deny", "approval_required"])]
+    would_be: Option<String>,
     /// From then on: a time such as 2026-01-31T12:00:00Z, or an age such as 15m, 2h, 7d
     #[arg(long, value_parser = instant)]
     since: Option<Timestamp>,
@@ -160,6 +163,7 @@ async fn list(args: List, client: &Client) -> Result<(), Error> {
         ("session", args.session),
         ("action", args.action),
         ("outcome", args.outcome),
+        ("would_be", args.would_be),
         ("since", time(args.since)),
         ("until", time(args.until)),
         ("limit", Some(args.limit.to_string())),
@@ -187,8 +191,20 @@ async fn list(args: List, client: &Client) -> Result<(), Error> {
     Ok(())
 }
 
-fn outcome(outcome: Outcome) -> String {
-    outcome.as_str().to_owned()
+/// The outcome; of what was only observed also what it would be.
+fn outcome(record: &DecisionRecord) -> String {
+    match &record.would_be {
+        Some(would_be) => format!("{} (would be {})", record.outcome.as_str(), would_be.outcome.as_str()),
+        None => record.outcome.as_str().to_owned(),
+    }
+}
+
+/// The code; of what was only observed the one that it would have.
+fn code(record: &DecisionRecord) -> String {
+    match &record.would_be {
+        Some(would_be) => format!("{} ({})", record.code, would_be.code),
+        None => record.code.clone(),
+    }
 }
 
 fn print_list(out: &mut impl Write, items: &[StoredDecision], wide: bool) -> io::Result<()> {
@@ -200,7 +216,8 @@ fn print_list(out: &mut impl Write, items: &[StoredDecision], wide: bool) -> io:
         .iter()
         .map(|d| {
             let r = &d.record;
-            let policies: Vec<&str> = r.policies.iter().chain(&r.asks).map(|p| p.id.as_str()).collect();
+            let would_be = r.would_be.iter().flat_map(|w| &w.policies);
+            let policies: Vec<&str> = r.policies.iter().chain(&r.asks).chain(would_be).map(|p| p.id.as_str()).collect();
             let time = r.time.round(Unit::Millisecond).unwrap_or(r.time);
             let mut row = vec![
                 time.to_string(),
@@ -212,8 +229,8 @@ fn print_list(out: &mut impl Write, items: &[StoredDecision], wide: bool) -> io:
                 r.delegated_from.clone().unwrap_or_default(),
                 r.request.action.name.clone(),
                 r.request.resource.id.clone(),
-                outcome(r.outcome),
-                r.code.clone(),
+                outcome(r),
+                code(r),
                 policies.join(","),
                 r.id.clone(),
             ];
@@ -262,6 +279,12 @@ fn print_one(out: &mut impl Write, d: &StoredDecision) -> io::Result<()> {
     line("Outcome", r.outcome.as_str())?;
     line("Code", &r.code)?;
     line("Reason", &r.reason)?;
+    if let Some(w) = &r.would_be {
+        line("Would be", &format!("{} ({}): {}", w.outcome.as_str(), w.code, w.reason))?;
+        for p in &w.policies {
+            line("Would be by", &with_reason(&p.id, p.reason.as_deref()))?;
+        }
+    }
     line("Agent", &r.agent)?;
     line("For", r.delegated_from.as_deref().unwrap_or_default())?;
     line("Caller", &r.caller.username)?;
@@ -375,6 +398,25 @@ mod tests {
                 "01900000-0000-7000-8000-000000000001"
             ]
         );
+    }
+
+    #[test]
+    fn what_was_only_observed_says_what_it_would_be() {
+        let mut observed = stored();
+        observed.record.code = "observed".into();
+        observed.record.would_be = Some(crate::gate::RecordedWouldBe {
+            outcome: crate::gate::Outcome::Deny,
+            code: "denied_by_policy".into(),
+            reason: "Not here.".into(),
+            policies: std::mem::take(&mut observed.record.policies),
+        });
+        let (mut list, mut one) = (Vec::new(), Vec::new());
+        print_list(&mut list, std::slice::from_ref(&observed), false).unwrap();
+        print_one(&mut one, &observed).unwrap();
+        let (list, one) = (String::from_utf8(list).unwrap(), String::from_utf8(one).unwrap());
+        let row = "allow (would be deny)   observed (denied_by_policy)   tenant/base/reads";
+        assert!(list.contains(row), "{list}");
+        assert!(one.contains("deny (denied_by_policy): Not here."), "{one}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod audit;
 pub mod client;
 mod decisions;
 mod generate;
+mod hook;
 mod init;
 mod keygen;
 mod mcp_proxy;
@@ -37,6 +38,8 @@ enum Command {
     Package(package::Package),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
+    #[command(subcommand)]
+    Hook(hook::Hook),
     Serve(serve::Serve),
     McpProxy(mcp_proxy::McpProxy),
     Audit(audit::AuditArgs),
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
+        Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),
         Command::Audit(args) => block_on(audit::run(args)),

@@ -51,7 +51,22 @@ pub struct Decision {
     /// Asks that are open.
     pub asks: Vec<Arc<PolicyRef>>,
     /// Policies that errored.
-    pub errors: Vec<PolicyError>,
+    pub errors: Box<[PolicyError]>,
+    /// While the tenant only observes: what this would be.
+    pub would_be: Option<Box<WouldBe>>,
+}
+
+/// What a decision would be if the tenant enforced.
+#[derive(Clone, Debug)]
+pub struct WouldBe {
+    /// `deny` or `approval_required`.
+    pub outcome: Outcome,
+    /// Reason code.
+    pub code: &'static str,
+    /// For people.
+    pub reason: String,
+    /// Policies that would determine it.
+    pub policies: Vec<Arc<PolicyRef>>,
 }
 
 /// Text bytes times pattern bytes that one evaluation may cost: about a tenth of a second.

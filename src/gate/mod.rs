@@ -4,8 +4,10 @@
 //! collected as an ask and weighed last. Adding a gate touches its own file and this list.
 
 mod approval;
+mod could;
 mod decision;
 mod delegation;
+mod observe;
 mod pass;
 mod platform;
 mod policy;
@@ -15,13 +17,17 @@ mod snapshot;
 mod stops;
 mod subject;
 
+pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
+pub use observe::OBSERVED;
 pub use record::*;
 pub use request::*;
 pub use snapshot::*;
 
 use pass::Pass;
 
+#[cfg(test)]
+mod could_tests;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +41,7 @@ const GATES: &[Gate] = &[platform::gate, subject::gate, delegation::gate, stops:
 pub fn check(input: &CheckInput<'_>) -> Checked {
     let mut pass = Pass::new(input);
     let decision = GATES.iter().find_map(|gate| gate(&mut pass).err()).unwrap_or_else(|| pass.allowed());
+    let decision = observe::weigh(&mut pass, decision);
     let record = record::record(&pass, &decision);
     Checked { decision, record }
 }

@@ -63,7 +63,8 @@ impl<'a> Pass<'a> {
                 .unwrap_or_else(|| "A policy permits this.".into()),
             policies: self.permits.clone(),
             asks: Vec::new(),
-            errors: Vec::new(),
+            errors: Box::default(),
+            would_be: None,
         }
     }
 }
@@ -77,7 +78,8 @@ pub(super) fn deny(code: &'static str, reason: impl Into<String>) -> Decision {
         reason: reason.into(),
         policies: Vec::new(),
         asks: Vec::new(),
-        errors: Vec::new(),
+        errors: Box::default(),
+        would_be: None,
     }
 }
 

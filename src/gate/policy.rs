@@ -5,69 +5,115 @@
 
 use std::sync::Arc;
 
-use super::decision::{Decision, TOO_COSTLY};
+use super::approval::asked;
+use super::decision::{Decision, SessionState, TOO_COSTLY};
 use super::pass::{Pass, deny};
 use super::subject::bad_request;
+use crate::api::Tool;
 use crate::policy::{CompiledPackage, Evaluation, PolicyError, PolicyRef, Query, Resource, Subject};
 
 pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
-    let Some(package) = pass.package else {
-        return Err(deny("no_package", "No policy package is in force."));
-    };
-    let request = pass.input.request;
-    let resource =
-        Resource { type_: &request.resource.type_, id: &request.resource.id, properties: &request.resource.properties };
-    let subjects = match pass.agent {
-        None => vec![Subject::Other {
-            type_: &request.subject.type_,
-            id: &request.subject.id,
-            properties: &request.subject.properties,
-        }],
-        Some(agent) => {
-            let alone = Subject::Agent { facts: &agent.facts, delegation: None };
-            match &pass.delegation {
-                None => vec![alone],
-                Some(delegation) => {
-                    let facts = pass.restricted.as_ref().unwrap_or(&agent.facts);
-                    vec![alone, Subject::Agent { facts, delegation: Some(delegation) }]
-                }
-            }
-        }
-    };
-    // An agent's attributes come from its object only; what a caller says of them is refused, not ignored.
-    if pass.agent.is_some() && !request.subject.properties.is_empty() {
-        return Err(bad_request(crate::policy::QueryError {
-            field: "subject.properties".into(),
-            message: "an agent's attributes come from its Agent object only".into(),
-        }));
-    }
-
     let (mut permits, mut asks) = (Vec::new(), Vec::new());
-    for subject in subjects {
-        let query = Query {
-            subject,
-            action: &request.action.name,
-            resource: resource.clone(),
-            caller: pass.input.caller.kind,
-            tenant: pass.input.tenant,
-            arguments: &pass.arguments,
-            session: request.session.as_deref(),
-            risk: 0,
-            granted: false,
-            hour: pass.hour(),
-            tool: if resource.type_ == "tool" { package.tool(resource.id) } else { None },
-        };
-        let found = evaluate(pass.platform, package, &query, pass.input.pattern_budget)?;
+    each(pass, |package, query| {
+        let found = evaluate(pass.platform, package, query, pass.input.pattern_budget)?;
         for p in found.permits {
             add(&mut permits, p);
         }
         for p in found.asks {
             add(&mut asks, p);
         }
-    }
+        Ok(())
+    })?;
     pass.permits = permits;
     pass.asks.extend(asks);
     Ok(())
+}
+
+/// Puts the question as it is asked of each side: without the delegator, and with it where there is one.
+pub(super) fn each(
+    pass: &Pass<'_>,
+    mut ask: impl FnMut(&CompiledPackage, &Query<'_>) -> Result<(), Decision>,
+) -> Result<(), Decision> {
+    let Some(package) = pass.package else {
+        return Err(deny("no_package", "No policy package is in force."));
+    };
+    own_attributes(pass)?;
+    let resource = &pass.input.request.resource;
+    let tool = if resource.type_ == "tool" { package.tool(&resource.id) } else { None };
+    for subject in subjects(pass) {
+        ask(package, &query(pass, subject, tool))?;
+    }
+    Ok(())
+}
+
+/// What the platform alone stops, whatever the tenant's side says: its forbids, its asks, and whatever it can't evaluate. Every
+/// one of `tools` is asked about: where it is not known what a tool is, it may be any of them.
+pub(super) fn platform(pass: &Pass<'_>, tools: &[Option<&Tool>]) -> Result<(), Decision> {
+    own_attributes(pass)?;
+    // Together they cost no more than one evaluation may.
+    let budget = pass.input.pattern_budget / u64::try_from(tools.len()).unwrap_or(u64::MAX).max(1);
+    let mut asks = Vec::new();
+    for subject in subjects(pass) {
+        for tool in tools {
+            let query = query(pass, subject.clone(), *tool);
+            affordable(pass.platform.iter().map(Arc::as_ref), &query, budget)?;
+            let sides = platform_sides(pass.platform, &query);
+            stopping(&sides)?;
+            for p in sides.into_iter().flat_map(|e| e.asks) {
+                add(&mut asks, p);
+            }
+        }
+    }
+    if asks.is_empty() { Ok(()) } else { Err(asked(asks)) }
+}
+
+/// An agent's attributes come from its object only; what a caller says of them is refused, not ignored.
+fn own_attributes(pass: &Pass<'_>) -> Result<(), Decision> {
+    if pass.agent.is_none() || pass.input.request.subject.properties.is_empty() {
+        return Ok(());
+    }
+    Err(bad_request(crate::policy::QueryError {
+        field: "subject.properties".into(),
+        message: "an agent's attributes come from its Agent object only".into(),
+    }))
+}
+
+/// Who is asked about: an agent that acts for somebody, without and with them.
+fn subjects<'p>(pass: &'p Pass<'_>) -> Vec<Subject<'p>> {
+    let subject = &pass.input.request.subject;
+    let Some(agent) = pass.agent else {
+        return vec![Subject::Other { type_: &subject.type_, id: &subject.id, properties: &subject.properties }];
+    };
+    let alone = Subject::Agent { facts: &agent.facts, delegation: None };
+    match &pass.delegation {
+        None => vec![alone],
+        Some(delegation) => {
+            let facts = pass.restricted.as_ref().unwrap_or(&agent.facts);
+            vec![alone, Subject::Agent { facts, delegation: Some(delegation) }]
+        }
+    }
+}
+
+fn query<'p>(pass: &'p Pass<'_>, subject: Subject<'p>, tool: Option<&'p Tool>) -> Query<'p> {
+    let request = pass.input.request;
+    Query {
+        subject,
+        action: &request.action.name,
+        resource: Resource {
+            type_: &request.resource.type_,
+            id: &request.resource.id,
+            properties: &request.resource.properties,
+        },
+        caller: pass.input.caller.kind,
+        tenant: pass.input.tenant,
+        arguments: &pass.arguments,
+        // A session that is not the agent's own is a claim, and counts for nothing.
+        session: request.session.as_deref().filter(|_| pass.input.session == SessionState::Live),
+        risk: 0,
+        granted: false,
+        hour: pass.hour(),
+        tool,
+    }
 }
 
 /// What one pair of evaluations leaves: permits that count, and asks.
@@ -82,25 +128,52 @@ fn evaluate(
     query: &Query<'_>,
     budget: u64,
 ) -> Result<Found, Decision> {
-    // Of every question: where patterns are many, an argument need not be long.
-    if platform.iter().map(Arc::as_ref).chain([package]).any(|p| p.pattern_cost(query) > budget) {
-        return Err(deny(TOO_COSTLY, "The arguments are too long for the patterns that would read them."));
-    }
+    affordable(platform.iter().map(Arc::as_ref).chain([package]), query, budget)?;
     // The tenant's side first: it alone can say that the question makes no sense.
     let tenant = package.evaluate(query).map_err(bad_request)?;
-    let mut sides: Vec<Evaluation> = Vec::with_capacity(platform.len() + 1);
-    for p in platform {
-        sides.push(p.evaluate(query).unwrap_or_else(|e| Evaluation {
+    let mut sides = platform_sides(platform, query);
+    let granted: Vec<_> = sides.iter().flat_map(|e| &e.permits).filter(|p| p.grants_tenants).cloned().collect();
+    sides.push(tenant);
+    stopping(&sides)?;
+    let asks = sides.iter().flat_map(|e| e.asks.iter().cloned()).collect();
+    let mut permits = sides.pop().map(|tenant| tenant.permits).unwrap_or_default();
+    permits.extend(granted);
+    if permits.is_empty() {
+        return Err(deny("no_permit", "No policy permits this."));
+    }
+    Ok(Found { permits, asks })
+}
+
+/// Of every question: where patterns are many, an argument need not be long.
+fn affordable<'p>(
+    mut packages: impl Iterator<Item = &'p CompiledPackage>,
+    query: &Query<'_>,
+    budget: u64,
+) -> Result<(), Decision> {
+    if packages.any(|p| p.pattern_cost(query) > budget) {
+        return Err(deny(TOO_COSTLY, "The arguments are too long for the patterns that would read them."));
+    }
+    Ok(())
+}
+
+fn platform_sides(platform: &[Arc<CompiledPackage>], query: &Query<'_>) -> Vec<Evaluation> {
+    let evaluated = platform.iter().map(|p| {
+        p.evaluate(query).unwrap_or_else(|e| Evaluation {
             // What the platform can't evaluate may be something that it forbids.
             errors: vec![PolicyError { policy: format!("platform/{}", p.package()), message: e.to_string() }],
             ..Evaluation::default()
-        }));
-    }
-    let granted: Vec<_> = sides.iter().flat_map(|e| &e.permits).filter(|p| p.grants_tenants).cloned().collect();
-    sides.push(tenant);
+        })
+    });
+    // Room for the tenant's.
+    let mut sides = Vec::with_capacity(platform.len() + 1);
+    sides.extend(evaluated);
+    sides
+}
 
+/// What no permit and no approval lifts: forbids, errors, and what was missing or too large.
+fn stopping(sides: &[Evaluation]) -> Result<(), Decision> {
     let forbids: Vec<_> = sides.iter().flat_map(|e| e.forbids.iter().cloned()).collect();
-    let errors: Vec<_> = sides.iter().flat_map(|e| e.errors.iter().cloned()).collect();
+    let errors: Box<[_]> = sides.iter().flat_map(|e| e.errors.iter().cloned()).collect();
     if !forbids.is_empty() {
         return Err(Decision {
             reason: forbids.iter().find_map(|p| p.reason.clone()).unwrap_or_else(|| "A policy forbids this.".into()),
@@ -126,13 +199,7 @@ fn evaluate(
             format!("A policy reads {}, which is over 64 KiB.", too_large.join(", ")),
         ));
     }
-    let asks = sides.iter().flat_map(|e| e.asks.iter().cloned()).collect();
-    let mut permits = sides.pop().map(|tenant| tenant.permits).unwrap_or_default();
-    permits.extend(granted);
-    if permits.is_empty() {
-        return Err(deny("no_permit", "No policy permits this."));
-    }
-    Ok(Found { permits, asks })
+    Ok(())
 }
 
 fn add(to: &mut Vec<Arc<PolicyRef>>, policy: Arc<PolicyRef>) {

@@ -57,8 +57,28 @@ pub struct DecisionRecord {
     /// Policies that errored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<PolicyError>,
+    /// Whether it was let through only because the tenant observed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observed: bool,
+    /// What it would be if the tenant enforced, where it was let through because the tenant observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would_be: Option<RecordedWouldBe>,
     /// Time in the gates, microseconds.
     pub latency_micros: u64,
+}
+
+/// What a decision would be if the tenant enforced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedWouldBe {
+    /// `deny` or `approval_required`.
+    pub outcome: Outcome,
+    /// Reason code.
+    pub code: String,
+    /// Reason for people.
+    pub reason: String,
+    /// Policies that would determine it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyRef>,
 }
 
 /// What Remit knew and gave to Cedar besides the question.
@@ -133,8 +153,15 @@ pub(super) fn record(pass: &Pass<'_>, decision: &Decision) -> DecisionRecord {
                 .iter()
                 .map(|e| PolicyError { policy: e.policy.clone(), message: "evaluation failed".into() })
                 .collect(),
-            _ => decision.errors.clone(),
+            _ => decision.errors.to_vec(),
         },
+        observed: decision.would_be.is_some(),
+        would_be: decision.would_be.as_ref().map(|w| RecordedWouldBe {
+            outcome: w.outcome,
+            code: w.code.to_owned(),
+            reason: w.reason.clone(),
+            policies: w.policies.iter().map(|p| p.as_ref().clone()).collect(),
+        }),
         latency_micros: 0,
     }
 }

@@ -2,8 +2,8 @@
 
 use super::decision::{Decision, SessionState};
 use super::pass::{Pass, deny, refuse};
-use crate::api::SessionMode;
-use crate::policy::{Arguments, CallerKind};
+use crate::api::{SessionMode, Tool};
+use crate::policy::{Arguments, CallerKind, CompiledPackage};
 
 pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
     let input = pass.input;
@@ -46,12 +46,21 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
         return Err(refuse(400, "invalid_request", "context.session: only agents have sessions."));
     }
 
-    let package = pass
-        .package
-        .ok_or_else(|| deny("no_package", format!("No policy package is in force in tenant {:?}.", tenant.name)))?;
     if request.resource.type_ != "tool" {
-        return Ok(());
+        return package(pass).map(|_| ());
     }
+    tool(pass).map(|_| ())
+}
+
+fn package<'a>(pass: &Pass<'a>) -> Result<&'a CompiledPackage, Decision> {
+    pass.package
+        .ok_or_else(|| deny("no_package", format!("No policy package is in force in tenant {:?}.", pass.input.tenant)))
+}
+
+/// The tool that is asked about, as the tenant's package lists it.
+pub(super) fn tool<'a>(pass: &Pass<'a>) -> Result<&'a Tool, Decision> {
+    let request = pass.input.request;
+    let package = package(pass)?;
     let tool = package.tool(&request.resource.id).ok_or_else(|| {
         let reason =
             format!("Package {} {} lists no tool {:?}.", package.package(), package.version(), request.resource.id);
@@ -64,7 +73,7 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
         let reason = format!("Tool {:?} is not what was reviewed: its description or schema has changed.", tool.name);
         return Err(deny("tool_changed", reason));
     }
-    Ok(())
+    Ok(tool)
 }
 
 /// A question that can't be put to the policies.

@@ -11,7 +11,7 @@ use crate::api::{
 };
 use crate::policy::{AgentFacts, CallerKind, CompiledPackage, Side, base_platform};
 
-const POLICIES: &str = r#"
+pub(super) const POLICIES: &str = r#"
 @id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");
 @id("writes") permit(principal, action == Action::"call_tool", resource in ToolGroup::"write") when { principal.trust >= 2 };
 @id("admins") permit(principal, action == Action::"call_tool", resource in ToolGroup::"admin");
@@ -22,7 +22,7 @@ forbid(principal, action == Action::"call_tool", resource)
 when { context.arguments.hasTag("command") && context.arguments.getTag("command") like "*--force*" };
 "#;
 
-fn tool(name: &str, tier: Tier) -> Tool {
+pub(super) fn tool(name: &str, tier: Tier) -> Tool {
     Tool {
         name: name.into(),
         tier,
@@ -33,7 +33,7 @@ fn tool(name: &str, tier: Tier) -> Tool {
     }
 }
 
-fn compile(policies: &str, side: Side) -> Arc<CompiledPackage> {
+pub(super) fn compile(policies: &str, side: Side) -> Arc<CompiledPackage> {
     let spec = PolicyPackageSpec {
         package: "first".into(),
         version: "1.0.0".into(),
@@ -54,7 +54,7 @@ fn compile(policies: &str, side: Side) -> Arc<CompiledPackage> {
     CompiledPackage::compile(&spec, "sha256:00", side).unwrap()
 }
 
-fn agent(name: &str, trust: i64) -> AgentEntry {
+pub(super) fn agent(name: &str, trust: i64) -> AgentEntry {
     AgentEntry {
         facts: AgentFacts {
             tenant: "acme".into(),
@@ -72,20 +72,20 @@ fn agent(name: &str, trust: i64) -> AgentEntry {
     }
 }
 
-fn acting_for(mut entry: AgentEntry, kind: DelegatorKind, name: &str) -> AgentEntry {
+pub(super) fn acting_for(mut entry: AgentEntry, kind: DelegatorKind, name: &str) -> AgentEntry {
     entry.delegation = DelegationMode::Optional;
     entry.fixed_delegator = Some(Delegator { kind, name: name.into() });
     entry
 }
 
-struct World {
-    snapshot: Snapshot,
-    caller: Caller,
-    session: SessionState,
+pub(super) struct World {
+    pub snapshot: Snapshot,
+    pub caller: Caller,
+    pub session: SessionState,
 }
 
 impl World {
-    fn new(policies: &str, agents: Vec<AgentEntry>) -> Self {
+    pub fn new(policies: &str, agents: Vec<AgentEntry>) -> Self {
         let tenant = Tenant {
             name: "acme".into(),
             uid: "uid-acme".into(),
@@ -103,8 +103,12 @@ impl World {
         Self { snapshot, caller, session: SessionState::NotNamed }
     }
 
-    fn ask(&self, request: &CheckRequest) -> Checked {
-        check(&CheckInput {
+    pub fn ask(&self, request: &CheckRequest) -> Checked {
+        check(&self.input(request))
+    }
+
+    pub fn input<'a>(&'a self, request: &'a CheckRequest) -> CheckInput<'a> {
+        CheckInput {
             snapshot: &self.snapshot,
             tenant: "acme",
             caller: &self.caller,
@@ -115,16 +119,16 @@ impl World {
             request_id: Some("r-1"),
             redaction_key: b"key",
             pattern_budget: MAX_PATTERN_COST,
-        })
+        }
     }
 
-    fn call(&self, agent: &str, tool: &str) -> (Outcome, &'static str) {
+    pub fn call(&self, agent: &str, tool: &str) -> (Outcome, &'static str) {
         let d = self.ask(&call(agent, tool)).decision;
         (d.outcome, d.code)
     }
 }
 
-fn call(agent: &str, tool: &str) -> CheckRequest {
+pub(super) fn call(agent: &str, tool: &str) -> CheckRequest {
     serde_json::from_value(json!({
         "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool", "id": tool},
     }))

@@ -26,7 +26,7 @@ impl LocalTokens {
     pub fn new(token: &str, admin_token: &str) -> Self {
         let identity = |name: &str| {
             let (uid, groups, extra) = (None, Vec::new(), BTreeMap::new());
-            Arc::new(Identity { username: name.to_owned(), uid, groups, extra })
+            Arc::new(Identity { username: name.to_owned(), uid, groups, extra, tenants: None })
         };
         Self { checks: (hash(token), identity(GATEWAY)), admin: (hash(admin_token), identity(OWNER)) }
     }

@@ -4,6 +4,7 @@
 
 mod accept;
 mod case;
+pub mod import;
 mod testing;
 mod verdict;
 pub mod yaml;

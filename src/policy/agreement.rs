@@ -1,7 +1,9 @@
 //! The index and what is looked up once never change an answer: over random schemas, policies (with ones that error), entities
-//! and requests, the fast evaluation equals Cedar's own authorizer over everything.
+//! and requests, the fast evaluation equals Cedar's own authorizer over everything. And what is foreseen of a call before its
+//! arguments are known holds for it.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
@@ -9,7 +11,10 @@ use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Map, Value, json};
 
 use super::support::{agent, spec};
-use super::{AgentFacts, Arguments, CallerKind, CompiledPackage, DelegationFacts, Query, Resource, Side, Subject};
+use super::{
+    AgentFacts, Arguments, CallerKind, CompiledPackage, DelegationFacts, Evaluation, Outcomes, PolicyRef, Query,
+    Resource, Side, Subject,
+};
 use crate::api::{AttributeSource, MappedAttribute, MappedType, Mapping, PolicyPackageSpec, SourceFile};
 
 const PRINCIPALS: [&str; 12] = [
@@ -50,7 +55,7 @@ const RESOURCES: [&str; 12] = [
     "resource is Folder in Folder::\"f3\"",
 ];
 /// The overflows and the entity of which nothing is known error for some requests.
-const CONDITIONS: [&str; 16] = [
+const CONDITIONS: [&str; 22] = [
     "true",
     "context.risk > 2",
     "9223372036854775807 + context.risk > 0",
@@ -67,6 +72,12 @@ const CONDITIONS: [&str; 16] = [
     "resource in [Folder::\"f1\", Folder::\"f3\"]",
     "principal is Agent && principal.delegation_chain.contains(Agent::\"other\")",
     "resource is Doc && resource has next && resource.next has next && resource.next.next in Folder::\"f3\"",
+    "context.hour > 12 || !(context.arguments.hasTag(\"a\") && principal is Agent)",
+    "if context.granted then 9223372036854775807 + context.risk > 0 else principal is Agent && principal.trust >= 3",
+    "if principal is Agent then context.risk > 1 else 9223372036854775807 + context.risk > 0",
+    "!(context has session) && context.numbers.hasTag(\"n\") && context.numbers.getTag(\"n\") > 1",
+    "!(principal is User || context.arguments.hasTag(\"b\")) && Arguments::\"call\".hasTag(\"a\")",
+    "(principal is User && context.risk > 0) || (principal is Agent && Doc::\"ghost\".size > 1 && context.risk > 1)",
 ];
 
 #[derive(Clone, Debug)]
@@ -186,8 +197,9 @@ fn entities(edges: &[u8]) -> Value {
     Value::Array(all)
 }
 
-/// Asks one question both ways, the fast way twice. Returns how many permits, forbids, asks and errors there were.
-fn ask(package: &CompiledPackage, request: &Request) -> Result<[usize; 4], TestCaseError> {
+/// Asks one question both ways, the fast way twice, and once without what a call brings. Returns how many permits, forbids, asks and
+/// errors there were, and how many policies were foreseen to match always, never and perhaps.
+fn ask(package: &CompiledPackage, request: &Request) -> Result<[usize; 7], TestCaseError> {
     let facts = |name: &str, trust| AgentFacts {
         name: name.into(),
         trust,
@@ -246,12 +258,46 @@ fn ask(package: &CompiledPackage, request: &Request) -> Result<[usize; 4], TestC
     prop_assert_eq!(&package.evaluate(&query), &slow);
     prop_assert_eq!(&package.evaluate(&query), &slow);
     let found = slow.map_err(|e| TestCaseError::fail(e.to_string()))?;
-    Ok([found.permits.len(), found.forbids.len(), found.asks.len(), found.errors.len()])
+    let settled = foreseen(package, &query, &found)?;
+    let counts = [found.permits.len(), found.forbids.len(), found.asks.len(), found.errors.len()];
+    Ok(std::array::from_fn(|n| counts.get(n).or(settled.get(n.wrapping_sub(counts.len()))).copied().unwrap_or(0)))
+}
+
+/// Asks the same without its arguments, risk and the like: what happened must have been foreseen. Returns how many policies were
+/// said always, never and perhaps to match.
+fn foreseen(package: &CompiledPackage, query: &Query<'_>, found: &Evaluation) -> Result<[usize; 3], TestCaseError> {
+    let blank = Query { arguments: &Arguments::default(), risk: 0, granted: true, hour: 3, ..query.clone() };
+    let prospect = package.prospect(&blank).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    prop_assert_eq!(&prospect.attributes_missing, &found.attributes_missing);
+    let mut settled = [0; 3];
+    for p in &prospect.policies {
+        let is = |list: &[Arc<PolicyRef>]| list.iter().any(|one| one.id == p.policy.id);
+        let matched = is(&found.permits) || is(&found.forbids) || is(&found.asks);
+        let errored = found.errors.iter().any(|e| e.policy == p.policy.id);
+        let possible = if errored {
+            p.outcomes.errs
+        } else if matched {
+            p.outcomes.holds
+        } else {
+            p.outcomes.fails
+        };
+        prop_assert!(possible, "{}: matched {matched}, errored {errored}, foreseen {:?}", p.policy.id, p.outcomes);
+        settled[match p.outcomes {
+            Outcomes::HOLDS => 0,
+            Outcomes::FAILS => 1,
+            _ => 2,
+        }] += 1;
+    }
+    // A policy that is no candidate neither matches nor errs.
+    let known = |id: &str| prospect.policies.iter().any(|p| p.policy.id == id);
+    prop_assert!(found.permits.iter().chain(&found.forbids).chain(&found.asks).all(|p| known(&p.id)));
+    prop_assert!(found.errors.iter().all(|e| known(&e.policy)));
+    Ok(settled)
 }
 
 #[test]
 fn the_index_changes_no_answer() {
-    let seen: [AtomicUsize; 4] = Default::default();
+    let seen: [AtomicUsize; 7] = Default::default();
     let mut runner = TestRunner::new(Config { cases: 120, failure_persistence: None, ..Config::default() });
     let result = runner.run(&case(), |case| {
         let package = CompiledPackage::compile(&package(&case), "sha256:0", Side::Tenant)

@@ -299,7 +299,9 @@ fn reads(file: &SourceFile, policy: &ast::Policy) -> (Reads, Vec<Refusal>) {
         match expr.expr_kind() {
             ExprKind::GetAttr { attr, .. } | ExprKind::HasAttr { attr, .. } => note(&mut reads, attr),
             ExprKind::ExtHasAttr { attrs, .. } => attrs.iter().for_each(|attr| note(&mut reads, attr)),
-            ExprKind::BinaryApp { op: ast::BinaryOp::GetTag | ast::BinaryOp::HasTag, arg2, .. } => {
+            ExprKind::BinaryApp { op: ast::BinaryOp::GetTag | ast::BinaryOp::HasTag, arg1, arg2 } => {
+                // An attribute of an entity may lead to the call's arguments, too.
+                reads.arguments |= !matches!(arg1.expr_kind(), ExprKind::Var(ast::Var::Principal | ast::Var::Resource));
                 match arg2.expr_kind() {
                     ExprKind::Lit(Literal::String(key)) => reads.tags.push(key.clone()),
                     _ => reads.any_tag = true,
@@ -428,7 +430,8 @@ fn close(
     }
     let mut mentioned: Vec<EntityUID> = entities.values().flat_map(|e| catalogue::references(e)).collect();
     mentioned.extend(rules.iter().flat_map(|r| r.reads.literals.iter().cloned()));
-    for uid in mentioned {
+    // The call's own arguments come with each question.
+    for uid in mentioned.into_iter().filter(|uid| !super::evaluate::is_of_call(uid)) {
         entities.entry(uid).or_insert_with_key(|uid| Arc::new(catalogue::bare(uid)));
     }
     entities

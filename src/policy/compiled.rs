@@ -127,6 +127,16 @@ impl CompiledPackage {
         self.tools.get(name)
     }
 
+    /// Every tool that the package knows, in no order.
+    pub fn tools(&self) -> impl Iterator<Item = &Tool> {
+        self.tools.values()
+    }
+
+    /// Names of the actions that a check can ask about, in no order.
+    pub fn actions(&self) -> impl Iterator<Item = &str> {
+        self.actions.keys().map(String::as_str).filter(|name| *name != "request_grant")
+    }
+
     /// Argument paths whose values no record keeps, of all policies, sorted.
     pub fn sensitive_paths(&self) -> &[String] {
         &self.sensitive

@@ -129,7 +129,7 @@ impl CompiledPackage {
         self.plan(q).map_or(0, |plan| plan.pattern.saturating_mul(longest))
     }
 
-    fn context(&self, q: &Query<'_>) -> BTreeMap<SmolStr, Value> {
+    pub(super) fn context(&self, q: &Query<'_>) -> BTreeMap<SmolStr, Value> {
         let mut context = BTreeMap::from([
             (SmolStr::new_static("risk"), Value::from(q.risk)),
             (SmolStr::new_static("granted"), Value::from(q.granted)),
@@ -180,6 +180,11 @@ fn scope_holds(evaluator: &Evaluator<'_>, policy: &Policy) -> bool {
 fn too_large<'a>(arguments: &Arguments, rules: impl Iterator<Item = &'a Rule> + Clone) -> Vec<String> {
     let read = |key: &&String| rules.clone().any(|r| r.reads.any_tag || r.reads.tags.iter().any(|t| t == key.as_str()));
     arguments.replaced.iter().filter(read).cloned().collect()
+}
+
+/// Whether an entity carries the arguments of the call that is asked about.
+pub(super) fn is_of_call(id: &EntityUID) -> bool {
+    super::unknown::carries_call(id.entity_type()) && <_ as AsRef<str>>::as_ref(id.eid()) == CALL
 }
 
 fn argument_entities(arguments: &Arguments) -> [Arc<Entity>; 2] {

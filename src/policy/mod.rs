@@ -19,6 +19,7 @@ mod evaluate;
 mod facts;
 mod index;
 mod plan;
+mod prospect;
 mod query;
 mod refusal;
 mod scan;
@@ -26,6 +27,7 @@ mod schema;
 mod signer;
 #[cfg(test)]
 mod support;
+mod unknown;
 mod verify;
 
 pub use base::base_platform;
@@ -35,9 +37,11 @@ pub use dsse::{
     ANY_INSTALLATION, Ed25519Dsse, FORMAT_VERSION, MAX_STATEMENT_BYTES, PAYLOAD_TYPE, SignError, SignatureVerifier,
     Statement, peek_statement, sign,
 };
+pub use prospect::{Kind, PolicyProspect, Prospect};
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
 pub use signer::{KeyError, PublicKey, Signer, SignerError};
+pub use unknown::Outcomes;
 pub use verify::{
     MAX_PACKAGE_BYTES, SigningMode, Verified, VerifyContext, parse_version, signature_needed, verify_first,
     verify_recorded,

@@ -134,11 +134,18 @@ fn filter(query: &str) -> Result<DecisionFilter, HttpError> {
             "outcome" => {
                 return Err(HttpError::field(WRONG, "outcome", "must be allow, deny, approval_required or refused"));
             }
+            "would_be" if matches!(value.as_str(), "deny" | "approval_required") => filter.would_be = Some(value),
+            "would_be" => return Err(HttpError::field(WRONG, "would_be", "must be deny or approval_required")),
             "since" => filter.since = Some(time("since", &value)?),
             "until" => filter.until = Some(time("until", &value)?),
             "limit" => filter.limit = Some(number("limit", &value, MAX_PAGE)?),
             "page" => filter.page = Some(value),
-            _ => return Err(unknown(&name, "agent, delegator, session, action, outcome, since, until, limit, page")),
+            _ => {
+                return Err(unknown(
+                    &name,
+                    "agent, delegator, session, action, outcome, would_be, since, until, limit, page",
+                ));
+            }
         }
     }
     match (filter.since, filter.until) {
@@ -218,6 +225,7 @@ mod tests {
         for (query, field) in [
             ("agnet=coder", "agnet"),
             ("outcome=maybe", "outcome"),
+            ("would_be=allow", "would_be"),
             ("since=yesterday", "since"),
             ("until=", "until"),
             ("limit=0", "limit"),

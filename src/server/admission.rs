@@ -24,7 +24,8 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::{
-    DEFAULT_NAME, EffectiveProfile, GROUP, PackageSelector, PolicyPackageSpec, TenantProfileSpec, TenantRolloutSpec,
+    DEFAULT_NAME, EffectiveProfile, Enforcement, GROUP, MAX_OBSERVE, PackageSelector, PolicyPackageSpec,
+    TenantProfileSpec, TenantRolloutSpec, too_far,
 };
 use crate::policy::Refusal;
 
@@ -143,6 +144,7 @@ fn profile(name: &str, spec: &TenantProfileSpec, tenant: &str, context: &dyn Adm
     if let Some(n) = spec.retention_days.filter(|n| !(1..=3650).contains(n)) {
         out.refused.push(format!("spec.retentionDays: {n} is not between 1 and 3650"));
     }
+    observing(spec, context, tenant, &mut out);
     if tenant != context.platform_tenant() {
         let floor = EffectiveProfile::of(context.platform_profile().as_ref(), None);
         if let Some(n) = spec.session_timeout_seconds.filter(|n| *n > floor.session_timeout_seconds) {
@@ -156,6 +158,25 @@ fn profile(name: &str, spec: &TenantProfileSpec, tenant: &str, context: &dyn Adm
         }
     }
     out
+}
+
+/// What depends on the clock or on the platform's profile is warned of; the status says it too.
+fn observing(spec: &TenantProfileSpec, context: &dyn AdmissionContext, tenant: &str, out: &mut Verdict) {
+    if (spec.enforcement == Some(Enforcement::Observe)) != spec.observe_until.is_some() {
+        out.refused.push("spec.observeUntil: stands with enforcement Observe, and only with it".into());
+    }
+    let Some(until) = spec.asks_to_observe() else { return };
+    let now = jiff::Timestamp::now();
+    if until <= now {
+        out.warnings.push(format!("spec.observeUntil: {until} is over, so policy is enforced"));
+    } else if too_far(until, now) {
+        let days = MAX_OBSERVE.as_secs() / 86_400;
+        out.warnings.push(format!("spec.observeUntil: {until} is more than {days} days ahead, so policy is enforced"));
+    }
+    let platform = context.platform_profile().and_then(|p| p.enforcement);
+    if tenant != context.platform_tenant() && platform == Some(Enforcement::Enforce) {
+        out.warnings.push("spec.enforcement: the platform's profile says Enforce, which holds".into());
+    }
 }
 
 fn named_default(kind: &str, name: &str) -> Verdict {

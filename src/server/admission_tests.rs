@@ -167,7 +167,11 @@ fn rollout_names_what_is_wrong_with_its_selector() {
 
 #[test]
 fn profile_ranges_are_refused_and_loosening_is_warned_of() {
-    let platform = TenantProfileSpec { session_timeout_seconds: Some(300), retention_days: Some(400) };
+    let platform = TenantProfileSpec {
+        session_timeout_seconds: Some(300),
+        retention_days: Some(400),
+        ..TenantProfileSpec::default()
+    };
     let context = Scripted { profile: Some(platform), ..Scripted::default() };
     let judge = |spec: Value| judge_with(&context, &body("CREATE", "tenantprofiles", "default", &spec, None));
 
@@ -182,6 +186,27 @@ fn profile_ranges_are_refused_and_loosening_is_warned_of() {
     let mut own = body("CREATE", "tenantprofiles", "default", &json!({"retentionDays": 399}), None);
     own["request"]["namespace"] = json!("remit-system");
     assert_eq!(judge_with(&context, &own).warnings, None, "the platform's own profile is the floor");
+}
+
+#[test]
+fn observing_that_will_not_be_is_warned_of() {
+    use crate::api::Enforcement;
+    let platform = TenantProfileSpec { enforcement: Some(Enforcement::Enforce), ..TenantProfileSpec::default() };
+    let judge = |profile: Option<&TenantProfileSpec>, spec: Value| {
+        let context = Scripted { profile: profile.cloned(), ..Scripted::default() };
+        judge_with(&context, &body("CREATE", "tenantprofiles", "default", &spec, None))
+    };
+    let days = |n: i64| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * n);
+    let observe = |n: i64| json!({"enforcement": "Observe", "observeUntil": days(n).to_string()});
+    assert_eq!(judge(None, observe(7)).warnings, None);
+    for (profile, days, word) in
+        [(None, 91, "more than 90 days"), (None, -1, "is over"), (Some(&platform), 7, "platform's")]
+    {
+        let said = judge(profile, observe(days));
+        assert!(said.allowed && said.warnings.clone().unwrap()[0].contains(word), "{word}: {said:?}");
+    }
+    assert!(!judge(None, json!({"enforcement": "Observe"})).allowed);
+    assert!(!judge(None, json!({"observeUntil": days(7).to_string()})).allowed);
 }
 
 async fn send(router: &Router, body: impl Into<Body>) -> (StatusCode, Value) {

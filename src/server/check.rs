@@ -24,6 +24,8 @@ use crate::store::{Committed, StoreError, StoreFuture};
 pub struct Pending {
     answer: Answer,
     outcome: Outcome,
+    /// What it would be if it were enforced; empty but for what is observed.
+    would_be: &'static str,
     status: u16,
     took: Duration,
     /// The commit that an allow waits for.
@@ -48,10 +50,8 @@ pub async fn check(
         done
     } else {
         let (state2, call2, request_id) = (state.clone(), call.clone(), request_id.map(str::to_owned));
-        // The agent's own tenant waits, also when it asks about another one.
-        let lane = call.caller.agent.as_ref().map_or(call.tenant.as_str(), |(own, _)| own);
         let work = move || run(&state2, &call2, &request, &id, request_id.as_deref(), MAX_PATTERN_COST);
-        state.lanes.run(lane, work).await?
+        state.lanes.run(call.lane(), work).await?
     };
     Ok(queue(state, call, checked?, state.clock.instant().saturating_duration_since(started)))
 }
@@ -64,13 +64,7 @@ fn run(
     request_id: Option<&str>,
     budget: u64,
 ) -> Result<Checked, HttpError> {
-    // Taken only now: a body that trickles in, a place in the lane or a long batch must not outlive a stop, an ended session or a
-    // feed that has gone silent.
-    let snapshot = state.current()?;
-    if !call.holds_in(&snapshot) {
-        let reason = "What Remit knows of the caller's identity changed while the request was under way: ask again.";
-        return Err(HttpError::unavailable("identity_changed", reason));
-    }
+    let snapshot = snapshot(state, call)?;
     let session = session(state, &snapshot, &call.tenant, request);
     let input = input(state, &snapshot, call, &call.tenant, request, session, state.clock.now(), id, request_id);
     let input = CheckInput { pattern_budget: budget, ..input };
@@ -79,6 +73,17 @@ fn run(
         tracing::error!(decision_id = id, tenant = call.tenant, "the gates panicked");
         HttpError::internal()
     })
+}
+
+/// The set to answer from. Taken only when the answer is made: a body that trickles in, a place in the lane or a long batch must not
+/// outlive a stop, an ended session or a feed that has gone silent.
+pub fn snapshot(state: &AppState, call: &Call) -> Result<Arc<Snapshot>, HttpError> {
+    let snapshot = state.current()?;
+    if call.holds_in(&snapshot) {
+        return Ok(snapshot);
+    }
+    let reason = "What Remit knows of the caller's identity changed while the request was under way: ask again.";
+    Err(HttpError::unavailable("identity_changed", reason))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -107,7 +112,8 @@ fn input<'a>(
     }
 }
 
-fn session(state: &AppState, snapshot: &Snapshot, tenant: &str, request: &CheckRequest) -> SessionState {
+/// What the session table says of the session that a question names.
+pub fn session(state: &AppState, snapshot: &Snapshot, tenant: &str, request: &CheckRequest) -> SessionState {
     let Some(id) = request.session.as_deref() else { return SessionState::NotNamed };
     let Some(tenant) = snapshot.tenants.get(tenant) else { return SessionState::Unknown };
     let agent = tenant.agents.get(&request.subject.id).filter(|_| request.subject.type_ == "agent");
@@ -143,7 +149,12 @@ fn queue(state: &AppState, call: &Call, checked: Checked, took: Duration) -> Pen
     record.latency_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     let answer = Answer::new(&decision, &record, call.caller.kind);
     let (outcome, status) = (decision.outcome, decision.status);
-    if outcome == Outcome::Allow {
+    let would_be = decision.would_be.as_ref().map_or("", |w| w.outcome.as_str());
+    if let Some(would_be) = &decision.would_be {
+        tracing::info!(target: "remit::decision", decision_id = record.id, tenant = record.tenant, agent = record.agent,
+            outcome = outcome.as_str(), code = decision.code, would_be = would_be.outcome.as_str(), would_be_code = would_be.code,
+            latency_micros = record.latency_micros, "observed");
+    } else if outcome == Outcome::Allow {
         tracing::debug!(target: "remit::decision", decision_id = record.id, tenant = record.tenant, agent = record.agent,
             outcome = outcome.as_str(), code = decision.code, latency_micros = record.latency_micros, "decided");
     } else {
@@ -161,7 +172,7 @@ fn queue(state: &AppState, call: &Call, checked: Checked, took: Duration) -> Pen
         }
         None
     };
-    Pending { answer, outcome, status, took, commit }
+    Pending { answer, outcome, would_be, status, took, commit }
 }
 
 impl Pending {
@@ -172,7 +183,7 @@ impl Pending {
 
     /// Waits for the record of an allow; then this is the answer. `Err` for a question that was itself wrong.
     pub async fn answer(self, state: &AppState) -> Result<Answer, HttpError> {
-        let Self { answer, outcome, status, took, commit } = self;
+        let Self { answer, outcome, would_be, status, took, commit } = self;
         if let Some(queued) = commit {
             let waited = state.clock.instant();
             if let Err(why) = committed(queued, state.settings.commit_timeout).await {
@@ -181,13 +192,13 @@ impl Pending {
                     why,
                     "an allow was withheld: its record is not committed"
                 );
-                state.metrics.decided("deny", "audit_unavailable", took);
+                state.metrics.decided("deny", "audit_unavailable", "", took);
                 let reason = "The record of this decision can't be kept now, so nothing is allowed.";
                 return Ok(Answer::denied("audit_unavailable", reason, answer.context.decision_id));
             }
             state.metrics.committed(since(state, waited));
         }
-        state.metrics.decided(outcome.as_str(), answer.context.code, took);
+        state.metrics.decided(outcome.as_str(), answer.context.code, would_be, took);
         if outcome != Outcome::Refused {
             return Ok(answer);
         }

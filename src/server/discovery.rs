@@ -31,6 +31,9 @@ fn metadata(pdp: &str) -> Result<Response, HttpError> {
         "policy_decision_point": pdp,
         "access_evaluation_endpoint": format!("{pdp}/access/v1/evaluation"),
         "access_evaluations_endpoint": format!("{pdp}/access/v1/evaluations"),
+        "search_subject_endpoint": format!("{pdp}/access/v1/search/subject"),
+        "search_resource_endpoint": format!("{pdp}/access/v1/search/resource"),
+        "search_action_endpoint": format!("{pdp}/access/v1/search/action"),
     });
     // Private: it names the host that this client used.
     Ok(([(header::CACHE_CONTROL, "private, max-age=300")], Json(metadata)).into_response())

@@ -45,7 +45,9 @@ async fn ready(State(state): State<AppState>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(state): State<AppState>) -> Response {
-    state.metrics.snapshot(state.freshness.age(state.clock.instant()), state.snapshot.load().generation);
+    let (snapshot, now) = (state.snapshot.load(), state.clock.now());
+    let observing = snapshot.tenants.values().filter(|t| t.profile.observes(now).is_some()).count();
+    state.metrics.snapshot(state.freshness.age(state.clock.instant()), snapshot.generation, observing);
     match state.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),

@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 struct DecisionLabels {
     outcome: &'static str,
     code: &'static str,
+    would_be: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,6 +31,11 @@ struct CodeLabel {
     code: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SearchLabel {
+    search: &'static str,
+}
+
 /// The server's metrics, and the registry that others add theirs to before it is shared.
 pub struct Metrics {
     registry: Registry,
@@ -38,6 +44,7 @@ pub struct Metrics {
     decisions: Family<DecisionLabels, Counter>,
     reviews: Family<ReviewLabels, Counter>,
     refused: Family<CodeLabel, Counter>,
+    searches: Family<SearchLabel, Counter>,
     unrecorded: Counter,
     /// Connections that are open.
     pub connections: Gauge<i64, AtomicI64>,
@@ -47,6 +54,7 @@ pub struct Metrics {
     pub sessions: Gauge<i64, AtomicI64>,
     snapshot_age: Gauge<f64, AtomicU64>,
     snapshot_generation: Gauge<i64, AtomicI64>,
+    tenants_observing: Gauge<i64, AtomicI64>,
 }
 
 impl Default for Metrics {
@@ -64,12 +72,14 @@ impl Metrics {
         let decisions = Family::default();
         let reviews = Family::default();
         let refused = Family::default();
+        let searches = Family::default();
         let unrecorded = Counter::default();
         let connections = Gauge::default();
         let handshakes_failed = Counter::default();
         let sessions = Gauge::default();
         let snapshot_age = Gauge::default();
         let snapshot_generation = Gauge::default();
+        let tenants_observing = Gauge::default();
         let r = registry.sub_registry_with_prefix("remit");
         r.register_with_unit("check_duration", "Time of one check in the gates", Unit::Seconds, check_seconds.clone());
         r.register_with_unit(
@@ -78,9 +88,14 @@ impl Metrics {
             Unit::Seconds,
             commit_seconds.clone(),
         );
-        r.register("decisions", "Decisions by outcome and reason code", decisions.clone());
+        r.register(
+            "decisions",
+            "Decisions by outcome and reason code; would_be is what an observed one would be if it were enforced",
+            decisions.clone(),
+        );
         r.register("authn_reviews", "Reviews asked of the API server", reviews.clone());
         r.register("requests_refused", "Requests that were refused before a decision", refused.clone());
+        r.register("searches", "Searches that were answered", searches.clone());
         r.register("records_lost", "Answers other than allow whose record could not be queued", unrecorded.clone());
         r.register("connections", "Open connections", connections.clone());
         r.register("connections_failed", "Connections that ended before a request", handshakes_failed.clone());
@@ -92,6 +107,7 @@ impl Metrics {
             snapshot_age.clone(),
         );
         r.register("snapshot_generation", "How often the snapshot was swapped", snapshot_generation.clone());
+        r.register("tenants_observing", "Tenants whose policy is observed, not enforced", tenants_observing.clone());
         Self {
             registry,
             check_seconds,
@@ -99,19 +115,21 @@ impl Metrics {
             decisions,
             reviews,
             refused,
+            searches,
             unrecorded,
             connections,
             handshakes_failed,
             sessions,
             snapshot_age,
             snapshot_generation,
+            tenants_observing,
         }
     }
 
-    /// One decision, and its time in the gates.
-    pub fn decided(&self, outcome: &'static str, code: &'static str, took: Duration) {
+    /// One decision, and its time in the gates. `would_be` is empty but for what was let through because its tenant observes.
+    pub fn decided(&self, outcome: &'static str, code: &'static str, would_be: &'static str, took: Duration) {
         self.check_seconds.observe(took.as_secs_f64());
-        self.decisions.get_or_create(&DecisionLabels { outcome, code }).inc();
+        self.decisions.get_or_create(&DecisionLabels { outcome, code, would_be }).inc();
     }
 
     /// A commit that an allow waited for.
@@ -134,8 +152,14 @@ impl Metrics {
         self.refused.get_or_create(&CodeLabel { code }).inc();
     }
 
-    /// How old the snapshot is.
-    pub fn snapshot(&self, age: Option<Duration>, generation: u64) {
+    /// A search that was answered: `resource`, `subject` or `action`.
+    pub fn searched(&self, search: &'static str) {
+        self.searches.get_or_create(&SearchLabel { search }).inc();
+    }
+
+    /// How old the snapshot is, and how many of its tenants observe.
+    pub fn snapshot(&self, age: Option<Duration>, generation: u64, observing: usize) {
+        self.tenants_observing.set(i64::try_from(observing).unwrap_or(i64::MAX));
         self.snapshot_age.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
         self.snapshot_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
     }

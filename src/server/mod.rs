@@ -16,6 +16,7 @@ mod evaluation;
 mod freshness;
 mod health;
 mod ijson;
+pub mod issuers;
 mod journal;
 mod lanes;
 mod metrics;
@@ -24,6 +25,7 @@ mod request_id;
 mod retention;
 mod review_api;
 mod reviews;
+mod search;
 mod sessions;
 pub mod tls;
 mod wire;
@@ -146,6 +148,9 @@ pub fn router(state: AppState) -> Router {
         router
             .route(&format!("{prefix}/access/v1/evaluation"), post(evaluation::one))
             .route(&format!("{prefix}/access/v1/evaluations"), post(evaluation::many))
+            .route(&format!("{prefix}/access/v1/search/resource"), post(search::resource))
+            .route(&format!("{prefix}/access/v1/search/subject"), post(search::subject))
+            .route(&format!("{prefix}/access/v1/search/action"), post(search::action))
             .route(&format!("{prefix}/sessions"), post(sessions::open))
             .route(&format!("{prefix}/sessions/{{id}}"), delete(sessions::end))
             .route(&format!("{prefix}/sessions/{{id}}/heartbeat"), post(sessions::heartbeat))

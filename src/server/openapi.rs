@@ -11,7 +11,7 @@ pub fn document() -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "summary": "Says what each AI agent may do, for whom, right now.",
-            "description": "OpenID AuthZEN Authorization API 1.0 (evaluation and evaluations), sessions, and the record. Unknown \
+            "description": "OpenID AuthZEN Authorization API 1.0 (evaluation, evaluations and search), sessions, and the record. Unknown \
                 members of a request are ignored, except those that look like a misspelt `arguments`, `session`, \
                 `on_behalf_of`, `context` or `evaluations`, or lie at the wrong level: these are refused, because a call \
                 judged without them could be judged too kindly. Bodies are I-JSON (RFC 7493): duplicate keys, numbers beyond \
@@ -75,6 +75,23 @@ fn paths() -> Value {
                 "responses": responses("200", "The decisions, in order.", "EvaluationsResponse")
             }}),
         );
+        for (kind, operation, what) in [
+            ("resource", "searchResource", "Which tools could this agent be allowed to call?"),
+            ("subject", "searchSubject", "Which agents could be allowed to call this tool?"),
+            ("action", "searchAction", "By which actions could this be done?"),
+        ] {
+            paths.insert(
+                format!("{prefix}/access/v1/search/{kind}"),
+                json!({"post": {
+                    "operationId": id(operation), "tags": ["AuthZEN"], "summary": what,
+                    "description": format!("{of} No decision, and not recorded: what is found must be asked again with the call itself. \
+                        Found is what some call could be allowed to do, with an approval where policies ask for one. An agent \
+                        finds out about itself only."),
+                    "parameters": with(vec![]), "requestBody": body("SearchRequest", true),
+                    "responses": responses("200", "A page of what was found.", "SearchResponse")
+                }}),
+            );
+        }
         paths.insert(
             format!("{prefix}/sessions"),
             json!({"post": {
@@ -121,6 +138,7 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
         ("session", "Session id."),
         ("action", "Action name."),
         ("outcome", "`allow`, `deny`, `approval_required` or `refused`."),
+        ("would_be", "Only what was observed and would be this: `deny` or `approval_required`."),
         ("since", "From this instant on (RFC 3339)."),
         ("until", "Before this instant (RFC 3339)."),
         ("limit", "At most so many, 1 to 1000; 100 if not set."),
@@ -198,7 +216,30 @@ fn schemas() -> Value {
     batch["evaluations"] = json!({"type": "array", "maxItems": super::wire::MAX_ITEMS, "items": {"type": "object", "properties": question}});
     batch["options"] = json!({"type": "object", "properties": {"evaluations_semantic": {
         "enum": ["execute_all", "deny_on_first_deny", "permit_on_first_permit"], "default": "execute_all"}}});
+    let searched = json!({"type": "object", "required": ["type"], "properties": {"type": text, "id": text}});
+    let search = json!({"subject": searched, "action": action, "resource": searched, "context": context,
+        "page": {"type": "object", "properties": {
+            "token": {"type": "string", "description": "`next_token` of the former page of the same search."},
+            "limit": {"type": "integer", "minimum": 0, "description": "Most results of the page; 1000 if not set, and at most."}
+        }},
+        "options": {"type": "object", "properties": {"details": {"type": "boolean", "description": "Gateways: with `context.details`."}}}
+    });
     json!({
+        "SearchRequest": {"type": "object", "properties": search,
+            "description": "As an evaluation, but the entity that is searched for (its `id`, or the action) is left out and `context.arguments` is not taken."},
+        "SearchResponse": {"type": "object", "required": ["page", "results"], "properties": {
+            "page": {"type": "object", "required": ["next_token"], "properties": {
+                "next_token": {"type": "string", "description": "Empty on the last page."}, "count": {"type": "integer"}}},
+            "context": {"type": "object", "properties": {"details": {"type": "array", "description": "One for each result, in their order.", "items": {
+                "type": "object", "required": ["id", "allowed", "approval"], "properties": {
+                    "id": {"type": "string"}, "tier": {"enum": ["read", "write", "admin"]},
+                    "allowed": {"enum": ["maybe", "always"]}, "approval": {"enum": ["no", "maybe", "always"]},
+                    "depends": {"type": "array", "description": "Policies that depend on the call, with the conditions that do.", "items": {"type": "object", "properties": {
+                        "policy": {"type": "string"}, "effect": {"enum": ["permit", "forbid", "ask"]},
+                        "conditions": {"type": "array", "items": {"type": "string"}}}}}
+                }}}}},
+            "results": {"type": "array", "items": {"type": "object", "properties": {"type": text, "id": text, "name": text}}}
+        }},
         "EvaluationRequest": {"type": "object", "required": ["subject", "action", "resource"], "properties": question},
         "EvaluationsRequest": {"type": "object", "properties": batch},
         "Decision": {"type": "object", "required": ["decision"], "properties": {
@@ -207,6 +248,9 @@ fn schemas() -> Value {
                 "code": {"type": "string", "description": "Stable reason code, such as `allowed`, `denied_by_policy`, `no_permit`, `approval_required`, `audit_unavailable`."},
                 "reason": {"type": "string"},
                 "decision_id": {"type": "string", "format": "uuid"},
+                "would_be": {"type": "object", "description": "With code `observed`: the tenant only observes, and this is what the decision would be.",
+                    "properties": {"outcome": {"enum": ["deny", "approval_required"]}, "code": {"type": "string"}, "reason": {"type": "string"},
+                        "policies": {"type": "array", "items": {"type": "string"}, "description": "Gateways only."}}},
                 "asks": {"type": "array", "description": "With `approval_required`: who must be asked.", "items": {"type": "object",
                     "properties": {"group": {"type": "string"}, "count": {"type": "integer"}, "reason": {"type": "string"}, "policy": {"type": "string"}}}},
                 "policies": {"type": "array", "items": {"type": "string"}, "description": "Determining policies; gateways only."},
@@ -224,7 +268,10 @@ fn schemas() -> Value {
         "Metadata": {"type": "object", "required": ["policy_decision_point", "access_evaluation_endpoint", "access_evaluations_endpoint"], "properties": {
             "policy_decision_point": {"type": "string", "format": "uri"},
             "access_evaluation_endpoint": {"type": "string", "format": "uri"},
-            "access_evaluations_endpoint": {"type": "string", "format": "uri"}
+            "access_evaluations_endpoint": {"type": "string", "format": "uri"},
+            "search_subject_endpoint": {"type": "string", "format": "uri"},
+            "search_resource_endpoint": {"type": "string", "format": "uri"},
+            "search_action_endpoint": {"type": "string", "format": "uri"}
         }},
         "NewSession": {"type": "object", "additionalProperties": false, "properties": {"agent": {"type": "string", "description": "Required of gateways; an agent may leave it out."}}},
         "Session": {"type": "object", "required": ["session", "agent"], "properties": {

@@ -185,7 +185,7 @@ pub fn tenant(name: &str, agents: &[&str]) -> Arc<Tenant> {
         uid: format!("uid-{name}"),
         agents: agents.iter().map(|a| ((*a).to_owned(), Arc::new(agent(name, a)))).collect(),
         package: None,
-        profile: EffectiveProfile { session_timeout_seconds: 60, retention_days: 90 },
+        profile: EffectiveProfile { session_timeout_seconds: 60, retention_days: 90, observe_until: None },
     })
 }
 

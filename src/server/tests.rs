@@ -425,6 +425,9 @@ async fn metadata_names_the_address_that_the_client_used() {
             "policy_decision_point": "https://pdp.example.com",
             "access_evaluation_endpoint": "https://pdp.example.com/access/v1/evaluation",
             "access_evaluations_endpoint": "https://pdp.example.com/access/v1/evaluations",
+            "search_subject_endpoint": "https://pdp.example.com/access/v1/search/subject",
+            "search_resource_endpoint": "https://pdp.example.com/access/v1/search/resource",
+            "search_action_endpoint": "https://pdp.example.com/access/v1/search/action",
         })
     );
     let tenant = get("/.well-known/authzen-configuration/tenants/acme", "127.0.0.1:8443").await;
@@ -567,7 +570,7 @@ async fn health_and_metrics_speak_of_what_happened() {
     assert_eq!(get("/readyz").await.0, 200);
     let (_, text) = get("/metrics").await;
     for line in [
-        r#"remit_decisions_total{outcome="allow",code="allowed"} 1"#,
+        r#"remit_decisions_total{outcome="allow",code="allowed",would_be=""} 1"#,
         r#"remit_requests_refused_total{code="token_rejected"} 1"#,
         "remit_check_duration_seconds_count 1",
         "remit_snapshot_age_seconds 0.0",

@@ -322,6 +322,9 @@ pub struct AnswerContext {
     /// Id of the record.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub decision_id: String,
+    /// What the decision would be if its tenant did not only observe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would_be: Option<WouldBeAnswer>,
     /// Who must be asked, where the code is `approval_required`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     asks: Vec<AskedOf>,
@@ -340,6 +343,16 @@ pub struct AnswerContext {
     /// The field that was wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct WouldBeAnswer {
+    outcome: Outcome,
+    code: &'static str,
+    reason: String,
+    /// Only gateways hear them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policies: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -389,10 +402,16 @@ impl Answer {
                 reason: decision.reason.clone(),
                 rule: rule(decision),
                 decision_id: record.id.clone(),
+                would_be: decision.would_be.as_ref().map(|w| WouldBeAnswer {
+                    outcome: w.outcome,
+                    code: w.code,
+                    reason: w.reason.clone(),
+                    policies: gateway.then(|| w.policies.iter().map(|p| p.id.clone()).collect()),
+                }),
                 asks: asks.collect(),
                 policies: gateway.then(|| decision.policies.iter().map(|p| p.id.clone()).collect()),
                 digests: gateway.then(|| record.digests.clone()),
-                errors: if gateway { decision.errors.clone() } else { Vec::new() },
+                errors: if gateway { decision.errors.to_vec() } else { Vec::new() },
                 error: None,
                 field: None,
             },
@@ -406,6 +425,7 @@ impl Answer {
             reason: reason.into(),
             rule: None,
             decision_id,
+            would_be: None,
             asks: Vec::new(),
             policies: None,
             digests: None,

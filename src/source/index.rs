@@ -234,10 +234,9 @@ impl Index {
         }
         let floor = objects.profile_of(&self.from.namespace);
         let spec = |p: &'_ Option<Arc<super::kubernetes::Guarded<crate::api::TenantProfile>>>| {
-            p.as_ref().and_then(|p| p.0.as_ref().ok()).map(|p| p.spec.clone())
+            p.as_ref().and_then(|p| p.0.as_ref().ok()).map(crate::api::TenantProfile::counted)
         };
-        let own = if name == self.from.namespace { None } else { spec(&profile) };
-        let profile = EffectiveProfile::of(spec(&floor).as_ref(), own.as_ref());
+        let profile = EffectiveProfile::of(spec(&floor).as_ref(), spec(&profile).as_ref());
         // A re-created namespace inherits nothing: a fact with another UID is none.
         let recorded = rollout
             .as_ref()

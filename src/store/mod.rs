@@ -91,6 +91,8 @@ pub struct DecisionFilter {
     pub action: Option<String>,
     /// `allow`, `deny`, `approval_required` or `refused`.
     pub outcome: Option<String>,
+    /// What it would be if it were enforced, of those that were only observed: `deny` or `approval_required`.
+    pub would_be: Option<String>,
     /// From this instant on.
     pub since: Option<Timestamp>,
     /// Before this instant.

@@ -46,6 +46,8 @@ pub fn record(tenant: &str, n: u64) -> DecisionRecord {
         }],
         asks: vec![],
         errors: vec![],
+        observed: false,
+        would_be: None,
         latency_micros: 12,
     }
 }

@@ -17,6 +17,8 @@ const MAX_AUDIT_PAGE: u32 = 10_000;
 const MAX_RETAIN: u32 = 1000;
 /// What filters may ask for.
 const OUTCOMES: [&str; 4] = ["allow", "deny", "approval_required", "refused"];
+/// The same, of what was observed.
+const WOULD_BE: [&str; 2] = ["deny", "approval_required"];
 
 pub(super) async fn list(
     pool: &SqlitePool,
@@ -27,11 +29,13 @@ pub(super) async fn list(
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(StoreError::Invalid { field: "limit", why: format!("{limit} is not within 1 to {MAX_PAGE}") });
     }
-    if let Some(outcome) = filter.outcome.as_deref().filter(|o| !OUTCOMES.contains(o)) {
-        return Err(StoreError::Invalid {
-            field: "outcome",
-            why: format!("`{}` is none of {}", outcome.escape_debug(), OUTCOMES.join(", ")),
-        });
+    for (field, value, known) in
+        [("outcome", &filter.outcome, &OUTCOMES[..]), ("would_be", &filter.would_be, &WOULD_BE)]
+    {
+        if let Some(outcome) = value.as_deref().filter(|o| !known.contains(o)) {
+            let why = format!("`{}` is none of {}", outcome.escape_debug(), known.join(", "));
+            return Err(StoreError::Invalid { field, why });
+        }
     }
     let mut query: QueryBuilder<Sqlite> =
         QueryBuilder::new("SELECT seq, hash, body, time FROM records WHERE tenant = ");
@@ -50,6 +54,10 @@ pub(super) async fn list(
     if let Some(uid) = &filter.tenant_uid {
         // No column of its own: it is another one only for what a deleted namespace left.
         query.push(" AND json_extract(body, '$.tenant_uid') = ").push_bind(uid.clone());
+    }
+    if let Some(outcome) = &filter.would_be {
+        // Only an allow is observed, so that the index is of use.
+        query.push(" AND outcome = 'allow' AND json_extract(body, '$.would_be.outcome') = ").push_bind(outcome.clone());
     }
     if let Some(name) = &filter.delegator {
         query.push(" AND delegator IN (").push_bind(name.clone());
