@@ -9,6 +9,7 @@ mod generate;
 mod hook;
 mod init;
 mod keygen;
+mod mcp_proxy;
 pub mod operator;
 mod output;
 mod package;
@@ -40,6 +41,7 @@ enum Command {
     #[command(subcommand)]
     Hook(hook::Hook),
     Serve(serve::Serve),
+    McpProxy(mcp_proxy::McpProxy),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     #[command(hide = true)]
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Operator(args) => operator::run(args),
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
+        Command::McpProxy(args) => mcp_proxy::run(args),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Generate(args) => generate::run(&args),

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::caller::{self, Call};
 use super::error::HttpError;
 use super::{AppState, body, check, wire};
+use crate::api::Tool;
 use crate::gate::{CheckInput, CheckRequest, Could, Decision, Depends, MAX_PATTERN_COST, Prospects, could_allow};
 use crate::policy::{CallerKind, sha256_text};
 
@@ -269,7 +270,7 @@ fn run(state: &AppState, call: &Call, search: &Search) -> Result<Found, HttpErro
             continue;
         }
         found.results.push(match search.kind {
-            Kind::Resource => json!({"type": request.resource.type_, "id": name}),
+            Kind::Resource => tool(&request.resource.type_, name, package.and_then(|p| p.tool(name))),
             Kind::Subject => json!({"type": request.subject.type_, "id": name}),
             Kind::Action => json!({"name": name}),
         });
@@ -286,6 +287,15 @@ fn run(state: &AppState, call: &Call, search: &Search) -> Result<Found, HttpErro
     }
     found.page.count = found.results.len();
     Ok(found)
+}
+
+/// A tool that was found, with the digest of the definition that was reviewed: what its server defines otherwise is not that tool.
+fn tool(type_: &str, name: &str, known: Option<&Tool>) -> Value {
+    let mut found = json!({"type": type_, "id": name});
+    if let Some(digest) = known.and_then(|tool| tool.schema_digest.as_ref()) {
+        found["properties"] = json!({"schema_digest": digest});
+    }
+    found
 }
 
 /// A question that makes no sense for one candidate only is no error of the search.
