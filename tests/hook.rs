@@ -83,17 +83,21 @@ fn hook_answers_recorded_calls_of_claude_code() {
         ("subagent-read", "allow", ""),
         ("agent-task", "deny", "denied (unknown_tool)"),
         ("webfetch", "ask", "Is this page wanted?"),
-        ("webfetch-bypass", "deny", "delegator must approve it"),
-        ("notebook", "deny", "leads must approve it"),
+        ("webfetch-bypass", "deny", "the person for whom you act"),
+        ("notebook", "deny", "needs approval by \"leads\""),
         ("mcp", "allow", ""),
     ] {
         let said = answer(&ask(input, &[]), input);
         let output = &said["hookSpecificOutput"];
         assert_eq!(said.as_object().expect("object").len(), 1, "{input}: nothing else is said");
-        assert_eq!((&output["hookEventName"], &output["permissionDecision"]), (&json!("PreToolUse"), &json!(decision)), "{said}");
+        assert_eq!(
+            (&output["hookEventName"], &output["permissionDecision"]),
+            (&json!("PreToolUse"), &json!(decision)),
+            "{said}"
+        );
         let told = output["permissionDecisionReason"].as_str().expect("reason");
         assert!(told.contains(reason) && told.contains("[decision "), "{input}: {told}");
-        assert!(!told.contains("laptop/"), "no policy ids: {told}");
+        assert!(!told.contains("tenant/laptop"), "no policy ids: {told}");
     }
     assert_blocks(&ask("mcp-spoof", &[]), "a server that is called like the agent");
     assert_blocks(&ask("post-tool-use", &[]), "another event");
@@ -102,7 +106,8 @@ fn hook_answers_recorded_calls_of_claude_code() {
     let deferred = ask("bash", &["--defer"]);
     assert_eq!((deferred.status.code(), text(&deferred.stdout)), (Some(0), String::new()));
     assert_eq!(answer(&ask("bash-force", &["--defer"]), "deny")["hookSpecificOutput"]["permissionDecision"], "deny");
-    assert_blocks(&ask("bash", &["--agent", "nobody"]), "an agent that is not there");
+    let nobody = answer(&ask("bash", &["--agent", "nobody"]), "an agent that is not there");
+    assert_eq!(nobody["hookSpecificOutput"]["permissionDecision"], "deny", "{nobody}");
     assert_blocks(&ask("bash", &["--no-such-flag"]), "usage");
 }
 
@@ -183,7 +188,10 @@ fn hook_blocks_when_there_is_no_answer() {
     assert_blocks(&feed(&mut remit(&binary(), &["hook", "claude-code"]), &input), "nowhere to ask");
     // An answer that is none: an HTML page, an allow without a record, a redirect.
     for body in ["<html>", "{\"decision\":true}", "{\"decision\":\"true\",\"context\":{}}", "true"] {
-        let port = serve_once(format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()));
+        let port = serve_once(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        ));
         assert_blocks(&ask(&url(port), &["--timeout", "60"]), body);
     }
     let port = serve_once("HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".into());
@@ -217,7 +225,8 @@ fn hook_installs_itself_and_leaves_no_trace() {
     let home = tempfile::tempdir().expect("home");
     let settings = home.path().join(".claude/settings.json");
     std::fs::create_dir_all(settings.parent().expect("folder")).expect("folder");
-    let before = "{\n\t\"model\": \"opus\",\n\t\"permissions\": {\n\t\t\"allow\": [\"Bash(ls:*)\"]\n\t},\n\t\"x\": 1.50\n}\n";
+    let before =
+        "{\n\t\"model\": \"opus\",\n\t\"permissions\": {\n\t\t\"allow\": [\"Bash(ls:*)\"]\n\t},\n\t\"x\": 1.50\n}\n";
     std::fs::write(&settings, before).expect("settings");
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(&settings, std::fs::Permissions::from_mode(0o640)).expect("mode");
@@ -231,7 +240,7 @@ fn hook_installs_itself_and_leaves_no_trace() {
     assert_eq!(std::fs::read_to_string(&settings).expect("settings"), before, "--print writes nothing");
     install(&["--policy", dir, "--timeout", "60"]);
     let installed = std::fs::read_to_string(&settings).expect("settings");
-    assert_eq!(shown.replace("'--policy'", "").len() + " '--timeout' '60'".len(), installed.replace("'--policy'", "").len());
+    assert_eq!(installed.replace(" '--timeout' '60'", ""), shown);
     assert!(install(&["--policy", dir, "--timeout", "60"]).contains("installed already"));
     assert_eq!(std::fs::read_to_string(&settings).expect("settings"), installed);
     let backup = settings.with_file_name("settings.json.remit-backup-1");
@@ -243,18 +252,22 @@ fn hook_installs_itself_and_leaves_no_trace() {
     // The line that the agent runs, as it runs it: by a shell, in another folder.
     let parsed: Value = serde_json::from_str(&installed).expect("JSON");
     let line = parsed["hooks"]["PreToolUse"][0]["hooks"][0]["command"].as_str().expect("command").to_owned();
-    let sh = |line: &str, input: &str| {
-        feed(remit(Path::new("/bin/sh"), &["-c", line]).current_dir("/"), &recorded(input))
-    };
+    let sh =
+        |line: &str, input: &str| feed(remit(Path::new("/bin/sh"), &["-c", line]).current_dir("/"), &recorded(input));
     let said = answer(&sh(&line, "claude-code/bash-force.json"), "installed");
     assert_eq!(said["hookSpecificOutput"]["permissionDecision"], "deny");
     assert_blocks(&sh(&line, "claude-code/post-tool-use.json"), "its own exit code stays");
     // Its binary is gone, can't be started, crashes, or fails in a way that agents let pass.
     let program = format!("'{}'", binary().canonicalize().expect("binary").display());
     assert!(line.starts_with(&program), "{line}");
-    for other in ["/nowhere/remit", "/etc/hostname", "sh -c 'kill -SEGV $$' #", "false", "sh -c 'exit 101' #", "sh -c 'kill $$' #"] {
-        let broken = line.replace(&program, &format!("{other}")).replace(" #", "");
-        assert_blocks(&sh(&broken, "claude-code/bash.json"), other);
+    for other in
+        ["/nowhere/remit", "/etc/hostname", "false", "sh -c 'kill -SEGV $$'", "sh -c 'kill $$'", "sh -c 'exit 101'"]
+    {
+        let broken = line.replace(&program, other);
+        let output = sh(&broken, "claude-code/bash.json");
+        let stderr = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()), "{other}: {stderr}");
+        assert!(stderr.contains("remit: the hook ended without an answer"), "{other}: {stderr}");
     }
 
     install(&["--uninstall"]);

@@ -131,7 +131,8 @@ async fn observe_ends_by_itself_without_any_write() {
     let until = Timestamp::from_second(Timestamp::now().as_second()).unwrap() + SignedDuration::from_secs(12);
     c.apply(&tenant, &observe_until(until)).unwrap();
     c.answered(&gateway, &tenant, &push, "observed").await;
-    let version = || c.kubectl(&["get", "tenantprofile", "default", "-n", &tenant, "-o", "jsonpath={.metadata.generation}"]);
+    let version =
+        || c.kubectl(&["get", "tenantprofile", "default", "-n", &tenant, "-o", "jsonpath={.metadata.generation}"]);
     let before = version().unwrap();
     let answer = c.answered(&gateway, &tenant, &push, "no_permit").await;
     assert_eq!(answer["decision"], false);
@@ -148,7 +149,9 @@ async fn observe_ends_by_itself_without_any_write() {
 async fn observing_needs_its_verb() {
     let c = cluster();
     let tenant = c.namespace("observe").await;
-    for (user, role) in [("editor", "remit-tenant-editor"), ("chief", "remit-tenant-editor"), ("chief", "remit-observer")] {
+    for (user, role) in
+        [("editor", "remit-tenant-editor"), ("chief", "remit-tenant-editor"), ("chief", "remit-observer")]
+    {
         let (user, name) = (format!("--user={user}"), format!("{user}-{role}"));
         c.kubectl(&["create", "rolebinding", &name, "-n", &tenant, &format!("--clusterrole={role}"), &user]).unwrap();
     }

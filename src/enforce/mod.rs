@@ -3,10 +3,10 @@
 //! Nothing here decides: every answer comes from the same server, over the same bytes, as everybody else's. Whatever goes wrong
 //! on the way to the answer is a refusal.
 
-pub mod hook;
-pub mod mcp;
 pub mod authzen;
+pub mod hook;
 pub mod local;
+pub mod mcp;
 mod pdp;
 
 pub use pdp::*;

@@ -23,9 +23,7 @@ pub struct LocalTokens {
 impl LocalTokens {
     /// Over these tokens.
     pub fn new(token: &str, admin_token: &str) -> Self {
-        let identity = |name: &str| {
-            Arc::new(Identity { username: name.to_owned(), ..Identity::default() })
-        };
+        let identity = |name: &str| Arc::new(Identity { username: name.to_owned(), ..Identity::default() });
         Self { checks: (hash(token), identity(GATEWAY)), admin: (hash(admin_token), identity(OWNER)) }
     }
 }

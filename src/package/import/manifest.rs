@@ -165,7 +165,9 @@ impl Manifest {
                 let Added { name, why, digest, .. } = a;
                 let tier = a.tier.as_str();
                 let name = plain(name);
-                format!("{nl}{dash}- name: {name}{nl}{rest}tier: {tier} # review: {why}{description}{nl}{rest}schemaDigest: {digest}")
+                format!(
+                    "{nl}{dash}- name: {name}{nl}{rest}tier: {tier} # review: {why}{description}{nl}{rest}schemaDigest: {digest}"
+                )
             };
             added.iter().map(item).collect()
         };
@@ -282,7 +284,8 @@ impl Manifest {
         for added in &difference.added {
             let mut tool = json!({"name": added.name, "tier": added.tier, "schemaDigest": added.digest});
             // A flow entry carries an empty description.
-            let there = got["tools"].as_array().and_then(|tools| tools.iter().find(|t| t["name"] == added.name.as_str()));
+            let there =
+                got["tools"].as_array().and_then(|tools| tools.iter().find(|t| t["name"] == added.name.as_str()));
             if there.is_some_and(|t| t.get("description").is_some()) || !added.description.is_empty() {
                 tool["description"] = json!(added.description);
             }

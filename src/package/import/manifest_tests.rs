@@ -101,7 +101,9 @@ fn what_can_not_be_edited_in_place_is_refused() {
     let aliased = "package: p\nversion: &v read\ntools:\n  - name: fs/a\n    tier: *v\n";
     match with(aliased, &[], &[changed("fs/a")]) {
         Err(EditError::Style { .. }) => {}
-        Ok(text) => assert_eq!(Manifest::read("p", &text).unwrap().tools[0].schema_digest.as_deref(), Some(D2), "{text}"),
+        Ok(text) => {
+            assert_eq!(Manifest::read("p", &text).unwrap().tools[0].schema_digest.as_deref(), Some(D2), "{text}")
+        }
         Err(other) => panic!("{other}"),
     }
     let error = with("tools: [", &[added("fs/a")], &[]).unwrap_err();

@@ -7,19 +7,63 @@ use crate::api::Tier;
 
 /// Words of a name that speak of what can't be undone, of running whatever one is given, or of who may do what.
 const ADMIN: &[&str] = &[
-    "admin", "bash", "cmd", "command", "commands", "credential", "credentials", "delete", "deploy", "destroy", "drop",
-    "erase", "eval", "evaluate", "exec", "execute", "force", "format", "grant", "impersonate", "install", "invoke", "kill",
-    "password", "passwords", "permission", "permissions", "purge", "remove", "reset", "revoke", "rm", "role", "roles", "run",
-    "script", "secret", "secrets", "shell", "shutdown", "spawn", "sudo", "terminal", "terminate", "token", "tokens",
-    "truncate", "uninstall", "wipe",
+    "admin",
+    "bash",
+    "cmd",
+    "command",
+    "commands",
+    "credential",
+    "credentials",
+    "delete",
+    "deploy",
+    "destroy",
+    "drop",
+    "erase",
+    "eval",
+    "evaluate",
+    "exec",
+    "execute",
+    "force",
+    "format",
+    "grant",
+    "impersonate",
+    "install",
+    "invoke",
+    "kill",
+    "password",
+    "passwords",
+    "permission",
+    "permissions",
+    "purge",
+    "remove",
+    "reset",
+    "revoke",
+    "rm",
+    "role",
+    "roles",
+    "run",
+    "script",
+    "secret",
+    "secrets",
+    "shell",
+    "shutdown",
+    "spawn",
+    "sudo",
+    "terminal",
+    "terminate",
+    "token",
+    "tokens",
+    "truncate",
+    "uninstall",
+    "wipe",
 ];
 
 /// Words of a name that speak of a change.
 const WRITE: &[&str] = &[
     "add", "append", "apply", "approve", "assign", "cancel", "close", "comment", "commit", "copy", "create", "disable",
-    "edit", "enable", "fork", "import", "insert", "label", "lock", "mark", "merge", "modify", "move", "open", "patch", "pay",
-    "post", "publish", "push", "put", "register", "rename", "replace", "restore", "save", "schedule", "send", "set", "start",
-    "stop", "submit", "toggle", "transfer", "trigger", "unlock", "update", "upload", "upsert", "write",
+    "edit", "enable", "fork", "import", "insert", "label", "lock", "mark", "merge", "modify", "move", "open", "patch",
+    "pay", "post", "publish", "push", "put", "register", "rename", "replace", "restore", "save", "schedule", "send",
+    "set", "start", "stop", "submit", "toggle", "transfer", "trigger", "unlock", "update", "upload", "upsert", "write",
 ];
 
 /// A tier to begin with.
@@ -103,7 +147,8 @@ mod tests {
     #[test]
     fn no_hint_makes_a_dangerous_name_harmless() {
         let harmless = json!({"readOnlyHint": true, "destructiveHint": false});
-        for name in ["delete_file", "deleteFile", "DROP TABLE", "run-shell", "HTTPExec", "git.reset", "kill9", "Ｘ_rm"] {
+        for name in ["delete_file", "deleteFile", "DROP TABLE", "run-shell", "HTTPExec", "git.reset", "kill9", "Ｘ_rm"]
+        {
             assert_eq!(tier(name, harmless.clone()).0, Tier::Admin, "{name}");
         }
         for name in ["write_file", "createIssue", "push"] {
@@ -123,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_title_counts_too() {
-        let Value::Object(tool) = json!({"name": "t1", "title": "Delete everything", "annotations": {"readOnlyHint": true}})
+        let Value::Object(tool) =
+            json!({"name": "t1", "title": "Delete everything", "annotations": {"readOnlyHint": true}})
         else {
             unreachable!()
         };
