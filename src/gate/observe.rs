@@ -43,12 +43,12 @@ pub(super) fn weigh(pass: &mut Pass<'_>, decision: Decision) -> Decision {
             reason: format!("Policy is observed until {until}, not enforced: this would be {}.", said(&decision)),
             policies: Vec::new(),
             asks: Vec::new(),
-            would_be: Some(WouldBe {
+            would_be: Some(Box::new(WouldBe {
                 outcome: decision.outcome,
                 code: decision.code,
                 reason: decision.reason,
                 policies: decision.policies,
-            }),
+            })),
             ..decision
         },
     }

@@ -153,7 +153,7 @@ pub(super) fn record(pass: &Pass<'_>, decision: &Decision) -> DecisionRecord {
                 .iter()
                 .map(|e| PolicyError { policy: e.policy.clone(), message: "evaluation failed".into() })
                 .collect(),
-            _ => decision.errors.clone(),
+            _ => decision.errors.to_vec(),
         },
         observed: decision.would_be.is_some(),
         would_be: decision.would_be.as_ref().map(|w| RecordedWouldBe {

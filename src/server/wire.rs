@@ -411,7 +411,7 @@ impl Answer {
                 asks: asks.collect(),
                 policies: gateway.then(|| decision.policies.iter().map(|p| p.id.clone()).collect()),
                 digests: gateway.then(|| record.digests.clone()),
-                errors: if gateway { decision.errors.clone() } else { Vec::new() },
+                errors: if gateway { decision.errors.to_vec() } else { Vec::new() },
                 error: None,
                 field: None,
             },

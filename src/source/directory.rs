@@ -12,8 +12,8 @@ use kube::ResourceExt;
 use super::folder::{ENTITIES, MANIFEST, SourceError, TESTS, read_folder, read_objects_text};
 use super::object::{Document, documents};
 use crate::api::{
-    Agent, DEFAULT_NAME, DelegationMode, GROUP, PolicyPackage, PolicyPackageSpec, PolicySigner, TenantProfile,
-    TenantRollout, VERSION,
+    Agent, DEFAULT_NAME, DelegationMode, Enforcement, GROUP, PolicyPackage, PolicyPackageSpec, PolicySigner,
+    TenantProfile, TenantRollout, VERSION,
 };
 
 /// Where Remit keeps what belongs to a folder, inside of it. Hidden, so that it is never read as objects.
@@ -222,6 +222,11 @@ impl Reading {
             "TenantProfile" => {
                 let Some(profile) = self.read::<TenantProfile>(&document, &kind, true) else { return };
                 self.only_default(&place, &kind, &profile.name_any());
+                let observes = profile.spec.enforcement == Some(Enforcement::Observe);
+                if observes != profile.spec.observe_until.is_some() {
+                    let why = "must be there with enforcement: Observe, and only with it";
+                    self.mistakes.push(format!("{place}: TenantProfile default: spec.observeUntil: {why}"));
+                }
                 add(&mut self.profile, &mut self.mistakes, &kind, place, profile.name_any(), profile);
             }
             _ => self.mistakes.push(format!("{place}: kind: {GROUP}/{VERSION} has no kind {kind:?}")),

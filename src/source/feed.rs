@@ -15,7 +15,7 @@ use super::compile::Compiler;
 use super::directory::{Directory, Fingerprint, Mistakes, fingerprint, read};
 use super::judge::{TestResults, judge};
 use super::snapshot::{TenantInput, TenantState, assemble, identities, tenant};
-use crate::api::{Agent, EffectiveProfile, RolloutPhase, STALLED, TenantRolloutSpec, TenantRolloutStatus};
+use crate::api::{Agent, EffectiveProfile, RolloutPhase, STALLED, TenantRolloutSpec, TenantRolloutStatus, too_far};
 use crate::gate::Snapshot;
 use crate::lifecycle::rollout::{Candidate, Keys, Observation, step};
 use crate::policy::{
@@ -79,6 +79,11 @@ impl Feed {
         let Whose { dir, tenant: name, uid } = self.whose.clone();
         if let Some(named) = set.namespace.as_ref().filter(|named| **named != name) {
             let why = format!("metadata.namespace: is {named:?}, but this folder is served as tenant {name:?}");
+            return Err(FeedError::Refused(vec![format!("{}: {why}", dir.display())]));
+        }
+        let until = set.profile.as_ref().and_then(|p| p.spec.asks_to_observe());
+        if until.is_some_and(|until| too_far(until, Timestamp::now())) {
+            let why = "TenantProfile default: spec.observeUntil: is too far ahead: nobody observes for so long";
             return Err(FeedError::Refused(vec![format!("{}: {why}", dir.display())]));
         }
         // That they can be read was checked with the files.
