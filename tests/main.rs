@@ -7,6 +7,7 @@ mod attacks;
 mod chart;
 mod checks;
 mod control_plane;
+mod laptop;
 mod observe;
 mod operator;
 mod packages;
