@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use remit::cli::pdp::PdpArgs;
-use remit::enforce::{Pdp, PdpError, Ruling};
+use remit::enforce::{CallOutcome, PdpError, Ruling};
 use serde_json::{Value, json};
 
 use crate::support::folder::{Folder, Serve, ask, call, remit};
@@ -280,7 +280,9 @@ async fn laptop_another_process_takes_over_when_the_leader_is_killed() {
         other.map(Serve::pid).ok_or(now)
     })
     .await;
-    let (_, body) = call(&folder.socket(), &token, "coder", "git/push").await.unwrap();
+    // Its lock comes first, then its socket.
+    let asked = || async { call(&folder.socket(), &token, "coder", "git/push").await };
+    let (_, body) = eventually("the new leader's socket answers", asked).await;
     assert_eq!(body["context"]["code"], "no_permit", "{body}");
     done.store(true, Ordering::Relaxed);
     for asker in askers {
@@ -371,4 +373,25 @@ async fn laptop_a_leader_that_hangs_is_a_timeout_and_no_answer_is_no_allow() {
     let plain = flags(&["--remit", "http://192.0.2.1:80", "--token-file", token, "--agent", "coder"]).open().await;
     assert!(plain.err().unwrap().to_string().contains("plain text"));
     pdp.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn laptop_outcomes_are_shown_with_their_decision() {
+    let folder = folder();
+    let args = flags(&["--policy", folder.path().to_str().unwrap()]);
+    let (pdp, agent) = args.open().await.unwrap();
+    let question = |tool: &str| remit::enforce::Question { tool: tool.into(), ..args.question(&agent) };
+    let allowed = pdp.check(&question("git/log")).await.unwrap();
+    let took = Duration::from_millis(12);
+    pdp.report(&allowed.decision_id, CallOutcome::ToolError, took).await.unwrap();
+    pdp.report(&allowed.decision_id, CallOutcome::ToolError, took).await.unwrap();
+    let error = pdp.report(&allowed.decision_id, CallOutcome::Success, took).await.unwrap_err();
+    assert!(matches!(&error, PdpError::Refused { status: 409, code, .. } if code == "outcome_reported"), "{error}");
+    let denied = pdp.check(&question("git/push")).await.unwrap();
+    let error = pdp.report(&denied.decision_id, CallOutcome::NotSent, took).await.unwrap_err();
+    assert!(matches!(&error, PdpError::Refused { status: 409 | 404, .. }), "{error}");
+    pdp.close().await;
+    let out = folder.remit(&["decisions", "get", &allowed.decision_id, "--policy"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.contains("tool_error after 12 ms"), "{text} {}", String::from_utf8_lossy(&out.stderr));
 }

@@ -5,6 +5,7 @@ mod admission;
 mod api;
 mod attacks;
 mod chart;
+mod check_command;
 mod checks;
 mod control_plane;
 mod laptop;

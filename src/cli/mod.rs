@@ -3,6 +3,7 @@
 //! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
 mod audit;
+mod check;
 pub mod client;
 mod decisions;
 mod generate;
@@ -37,6 +38,7 @@ enum Command {
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
     Serve(serve::Serve),
+    Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     #[command(hide = true)]
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
         Command::Serve(args) => block_on(serve::run(args)),
+        Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Generate(args) => generate::run(&args),
