@@ -14,8 +14,9 @@ use serde::Deserialize;
 use super::client::{Client, ClientError, ServerArgs};
 use super::terminal::{failed, json, printable};
 use crate::api::Envelope;
+use crate::laptop::state::{State, StateError};
 use crate::store::audit::{Report, Verifier};
-use crate::store::{AuditRow, AuditStatements, ChainReader, StoreError};
+use crate::store::{AuditRow, AuditStatements, ChainReader, DATABASE_FILE, StoreError};
 
 /// Rows asked for at once.
 const ROWS: u32 = 2000;
@@ -67,6 +68,8 @@ enum Error {
     File { flag: &'static str, path: PathBuf, why: String },
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error("--policy: {0}")]
+    Folder(#[from] StateError),
     #[error("--db {path}: {source}", path = path.display())]
     Store { path: PathBuf, source: StoreError },
     #[error("retention changed the chain while it was read, {TRIES} times; try again later")]
@@ -106,9 +109,18 @@ async fn verify(args: &Verify) -> Result<Report, Error> {
         published = published.or(key);
     }
     let key = key.or(published);
+    // A folder's records are read as they lie there: nobody has to be asked.
+    let folder = args.server.policy.as_deref().filter(|_| args.db.is_none());
+    if let Some(state) = folder.map(State::prepare).transpose()? {
+        let key = key.or(state.verifying_key()?);
+        return offline(&state.root().join(DATABASE_FILE), anchors, key.as_ref()).await;
+    }
     match &args.db {
         Some(path) => offline(path, anchors, key.as_ref()).await,
-        None => online(&Client::new(&args.server)?, &anchors, key.as_ref()).await,
+        None => {
+            let client = Client::open(&args.server).await?;
+            online(&client, &anchors, key.as_ref()).await
+        }
     }
 }
 

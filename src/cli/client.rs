@@ -1,24 +1,21 @@
-//! The small HTTPS client of the commands: JSON, the installation's own CA, a token from a file.
+//! The small client of the commands: JSON to a Remit at an address, or to a folder's, with a token from a file.
 //!
-//! It never sends a token over plain HTTP, never follows a redirect with it, and never prints it.
+//! It never sends a token over plain HTTP to another machine, never follows a redirect with it, and never prints it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
-use hyper::{Method, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use hyper::{Method, Request, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::terminal::printable;
+use crate::enforce::local::{Local, LocalTransport};
+use crate::laptop::{LaptopError, Options};
+use crate::transport::{AddressError, Bounds, Https, SendError, Transport, encode};
 
 /// For one request and its answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +27,9 @@ const MAX_MESSAGE: usize = 500;
 /// Where Remit is and as whom to ask it.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ServerArgs {
+    /// A folder instead of a server: of `remit serve`, `mcp-proxy` or `hook`
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
     /// Address of Remit, such as https://remit.example:8443
     #[arg(long, env = "REMIT_URL", value_name = "URL")]
     pub url: Option<String>,
@@ -50,12 +50,15 @@ pub enum ClientError {
     /// The address.
     #[error("--url `{url}`: {why}")]
     Url { url: String, why: String },
+    /// The address, or its CA.
+    #[error("--url or --ca-file: {0}")]
+    Address(#[from] AddressError),
+    /// The folder.
+    #[error("--policy: {0}")]
+    Folder(#[from] LaptopError),
     /// A file.
     #[error("{flag} {path}: {why}", path = path.display())]
     File { flag: &'static str, path: PathBuf, why: String },
-    /// TLS settings.
-    #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
     /// No connection, or it broke.
     #[error("{url}: {why}")]
     Connection { url: String, why: String },
@@ -74,25 +77,47 @@ pub enum ClientError {
 pub struct Client {
     base: String,
     token: HeaderValue,
-    http: hyper_util::client::legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    transport: Box<dyn Transport>,
+    local: Option<Arc<Local>>,
 }
 
 impl Client {
-    /// Reads the CA and the token.
-    pub fn new(args: &ServerArgs) -> Result<Self, ClientError> {
+    /// Reads the CA and the token; for a folder, connects to who leads it, or leads it meanwhile.
+    pub async fn open(args: &ServerArgs) -> Result<Self, ClientError> {
+        let Some(dir) = &args.policy else { return Self::new(args) };
+        let options = Options { dir: dir.clone(), tenant: None };
+        let local = Local::open(options, TIMEOUT).await?;
+        let token = bearer(&local.state().admin_token_file())?;
+        let transport = Box::new(LocalTransport(local.clone()));
+        Ok(Self { base: String::new(), token, transport, local: Some(local) })
+    }
+
+    /// Of a Remit at an address.
+    fn new(args: &ServerArgs) -> Result<Self, ClientError> {
         let url = args.url.as_deref().ok_or(ClientError::Missing { flag: "--url", env: "REMIT_URL" })?;
-        let base = base(url)?;
-        let ca = args.ca_file.as_deref().ok_or(ClientError::Missing { flag: "--ca-file", env: "REMIT_CA_FILE" })?;
         let token = args
             .token_file
             .as_deref()
-            .ok_or(ClientError::Missing { flag: "--token-file", env: "REMIT_ADMIN_TOKEN_FILE" })?;
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls(ca)?).https_only().enable_http1().build();
+            .ok_or(ClientError::Missing { flag: "--token-file", env: "REMIT_ADMIN_TOKEN_FILE" });
+        let transport = Https::new(url, args.ca_file.as_deref())?;
         Ok(Self {
-            base,
-            token: bearer(token)?,
-            http: hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector),
+            base: url.trim_end_matches('/').to_owned(),
+            token: bearer(token?)?,
+            transport: Box::new(transport),
+            local: None,
         })
+    }
+
+    /// The tenant, where it is a folder's Remit.
+    pub fn tenant(&self) -> Option<String> {
+        self.local.as_ref()?.state().tenant().ok().flatten()
+    }
+
+    /// Ends leading the folder, where this process does. To be called before the process ends.
+    pub async fn close(&self) {
+        if let Some(local) = &self.local {
+            local.close().await;
+        }
     }
 
     /// GET, JSON.
@@ -121,14 +146,15 @@ impl Client {
         query: &[(&str, String)],
         body: Option<Bytes>,
     ) -> Result<(String, Bytes), ClientError> {
-        let mut url = format!("{}{path}", self.base);
+        let mut target = path.to_owned();
         for (i, (name, value)) in query.iter().enumerate() {
-            url.push(if i == 0 { '?' } else { '&' });
-            url.push_str(&format!("{name}={}", encode(value)));
+            target.push(if i == 0 { '?' } else { '&' });
+            target.push_str(&format!("{name}={}", encode(value)));
         }
+        let url = format!("{}{target}", self.base);
         let mut request = Request::builder()
             .method(method)
-            .uri(&url)
+            .uri(target)
             .header(AUTHORIZATION, self.token.clone())
             .header(ACCEPT, "application/json, application/x-ndjson")
             .header(USER_AGENT, concat!("remit/", env!("CARGO_PKG_VERSION")));
@@ -136,58 +162,20 @@ impl Client {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request
-            .body(Full::new(body.unwrap_or_default()))
+            .body(body.unwrap_or_default())
             .map_err(|e| ClientError::Url { url: url.clone(), why: e.to_string() })?;
-        let answer = async {
-            let response = self.http.request(request).await.map_err(|e| connection(&url, &e))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|e| {
-                let why = if e.is::<LengthLimitError>() {
-                    format!("over {MAX_ANSWER} bytes")
-                } else {
-                    printable(&e.to_string())
-                };
-                ClientError::Answer { url: url.clone(), why }
-            })?;
-            Ok::<_, ClientError>((status, body.to_bytes()))
-        };
-        let answered = tokio::time::timeout(TIMEOUT, answer).await;
-        let (status, body) = answered.map_err(|_| ClientError::Timeout { url: url.clone() })??;
+        let bounds = Bounds { within: TIMEOUT, answer: MAX_ANSWER };
+        let answer = self.transport.send(request, bounds).await.map_err(|error| match error {
+            SendError::Unreachable(why) => ClientError::Connection { url: url.clone(), why: printable(&why) },
+            SendError::Timeout(_) => ClientError::Timeout { url: url.clone() },
+            SendError::TooLarge(_) => ClientError::Answer { url: url.clone(), why: error.to_string() },
+        })?;
+        let (status, body) = (answer.status(), answer.into_body());
         if !status.is_success() {
             return Err(ClientError::Status { message: message(&body), url, status });
         }
         Ok((url, body))
     }
-}
-
-fn base(url: &str) -> Result<String, ClientError> {
-    let wrong = |why: &str| ClientError::Url { url: printable(url), why: why.to_owned() };
-    let uri: Uri = url.parse().map_err(|_| wrong("not an address such as https://remit.example:8443"))?;
-    if uri.scheme_str() != Some("https") {
-        return Err(wrong("must begin with https:// because a token is sent there"));
-    }
-    if uri.host().is_none_or(str::is_empty) || uri.query().is_some() || url.contains('@') {
-        return Err(wrong("must be scheme, host and port only"));
-    }
-    Ok(url.trim_end_matches('/').to_owned())
-}
-
-fn tls(ca: &Path) -> Result<rustls::ClientConfig, ClientError> {
-    let wrong = |why: String| ClientError::File { flag: "--ca-file", path: ca.to_owned(), why };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|e| wrong(e.to_string()))? {
-        let certificate = certificate.map_err(|e| wrong(e.to_string()))?;
-        roots.add(certificate).map_err(|e| wrong(e.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(wrong("no certificate in it".into()));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 fn bearer(path: &Path) -> Result<HeaderValue, ClientError> {
@@ -200,23 +188,6 @@ fn bearer(path: &Path) -> Result<HeaderValue, ClientError> {
     let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| wrong("not a token"))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-fn connection(url: &str, error: &hyper_util::client::legacy::Error) -> ClientError {
-    // The causes say it (refused, unknown issuer); the outermost text does not.
-    let mut why = String::new();
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !why.contains(&text) {
-            why = if why.is_empty() { text } else { format!("{why}: {text}") };
-        }
-        cause = error.source();
-    }
-    if why.is_empty() {
-        why = error.to_string();
-    }
-    ClientError::Connection { url: url.to_owned(), why: printable(&why) }
 }
 
 /// What the server says in its error, or the beginning of whatever else it sent.
@@ -235,18 +206,6 @@ fn message(body: &[u8]) -> String {
 
 fn read<T: DeserializeOwned>(url: String, body: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(body).map_err(|e| ClientError::Answer { url, why: printable(&e.to_string()) })
-}
-
-/// Percent-encodes all but RFC 3986's unreserved characters: fits a path segment and a query's value.
-pub fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -301,6 +260,7 @@ pub(crate) mod testing {
 
         pub fn args(&self) -> ServerArgs {
             ServerArgs {
+                policy: None,
                 url: Some(format!("https://127.0.0.1:{}", self.port)),
                 ca_file: Some(self.dir.path().join("ca.crt")),
                 token_file: Some(self.dir.path().join("token")),
@@ -330,7 +290,7 @@ mod tests {
         let router = axum::Router::new()
             .route(
                 "/whoami",
-                get(|headers: HeaderMap, uri: Uri| async move {
+                get(|headers: HeaderMap, uri: hyper::Uri| async move {
                     let token = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
                     axum::Json(json!({"token": token, "query": uri.query()}))
                 }),
@@ -356,18 +316,10 @@ mod tests {
     }
 
     #[test]
-    fn a_token_never_leaves_over_plain_http() {
-        for url in ["http://127.0.0.1:8443", "127.0.0.1:8443", "https://", "https://u@host", "https://host/?q=1", ""] {
-            assert!(matches!(base(url), Err(ClientError::Url { .. })), "{url}");
-        }
-        assert_eq!(base("https://127.0.0.1:8443/").unwrap(), "https://127.0.0.1:8443");
-    }
-
-    #[test]
     fn what_is_missing_is_named_with_its_variable() {
         let error = Client::new(&ServerArgs::default()).err().unwrap().to_string();
         assert!(error.contains("--url") && error.contains("REMIT_URL"), "{error}");
-        let args = ServerArgs { url: Some("https://h".into()), ..Default::default() };
+        let args = ServerArgs { url: Some("https://h".into()), token_file: Some("t".into()), ..Default::default() };
         let error = Client::new(&args).err().unwrap().to_string();
         assert!(error.contains("--ca-file") && error.contains("REMIT_CA_FILE"), "{error}");
     }
@@ -377,14 +329,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ca = dir.path().join("ca.crt");
         std::fs::write(&ca, "nothing").unwrap();
-        let args = ServerArgs { url: Some("https://h".into()), ca_file: Some(ca), token_file: Some("t".into()) };
+        let args =
+            ServerArgs { url: Some("https://h".into()), ca_file: Some(ca), token_file: Some("t".into()), policy: None };
         let error = Client::new(&args).err().unwrap().to_string();
         assert!(error.contains("ca.crt: no certificate"), "{error}");
-    }
-
-    #[test]
-    fn values_are_encoded_whole() {
-        assert_eq!(encode("a b&c=ü/~"), "a%20b%26c%3D%C3%BC%2F~");
     }
 
     #[test]

@@ -7,10 +7,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Unit};
 
-use super::client::{Client, ClientError, ServerArgs, encode};
+use super::client::{Client, ClientError, ServerArgs};
 use super::terminal::{failed, json, printable, table};
 use crate::gate::DecisionRecord;
 use crate::store::{Page, StoredDecision};
+use crate::transport::encode;
 
 /// Decisions, from the records.
 #[derive(Debug, Args)]
@@ -84,14 +85,16 @@ struct Get {
 /// The tenant whose records are read.
 #[derive(Debug, Args)]
 pub(super) struct TenantArgs {
-    /// The tenant [default: the namespace of the kubeconfig's context, else `default`]
+    /// The tenant [default: the folder's, or the namespace of the kubeconfig's context, else `default`]
     #[arg(short = 'n', long = "namespace", env = "REMIT_TENANT", value_name = "TENANT")]
     namespace: Option<String>,
 }
 
 impl TenantArgs {
-    pub(super) fn name(&self) -> String {
-        self.namespace.clone().or_else(current_namespace).unwrap_or_else(|| "default".to_owned())
+    /// What was said; else the folder's own, or the kubeconfig's.
+    pub(super) fn name(&self, client: &Client) -> String {
+        let named = self.namespace.clone().or_else(|| client.tenant()).or_else(current_namespace);
+        named.unwrap_or_else(|| "default".to_owned())
     }
 }
 
@@ -148,7 +151,13 @@ enum Error {
 }
 
 async fn run_list(args: List) -> Result<(), Error> {
-    let client = Client::new(&args.server)?;
+    let client = Client::open(&args.server).await?;
+    let done = list(args, &client).await;
+    client.close().await;
+    done
+}
+
+async fn list(args: List, client: &Client) -> Result<(), Error> {
     let time = |t: Option<Timestamp>| t.map(|t| t.to_string());
     let filters = [
         ("agent", args.agent),
@@ -163,7 +172,7 @@ async fn run_list(args: List) -> Result<(), Error> {
         ("page", args.page),
     ];
     let query: Vec<_> = filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-    let tenant = args.tenant.name();
+    let tenant = args.tenant.name(client);
     let path = format!("/admin/tenants/{}/decisions", encode(&tenant));
     let mut out = io::stdout().lock();
     if args.output == Format::Json {
@@ -243,8 +252,14 @@ fn print_list(out: &mut impl Write, items: &[StoredDecision], wide: bool) -> io:
 }
 
 async fn run_get(args: Get) -> Result<(), Error> {
-    let client = Client::new(&args.server)?;
-    let path = format!("/admin/tenants/{}/decisions/{}", encode(&args.tenant.name()), encode(&args.id));
+    let client = Client::open(&args.server).await?;
+    let done = get(args, &client).await;
+    client.close().await;
+    done
+}
+
+async fn get(args: Get, client: &Client) -> Result<(), Error> {
+    let path = format!("/admin/tenants/{}/decisions/{}", encode(&args.tenant.name(client)), encode(&args.id));
     let mut out = io::stdout().lock();
     if args.output == Format::Json {
         let decision: serde_json::Value = client.get(&path, &[]).await?;

@@ -12,6 +12,8 @@ mod keygen;
 pub mod operator;
 mod output;
 mod package;
+pub mod pdp;
+mod serve;
 mod suggest;
 mod terminal;
 mod test;
@@ -38,6 +40,7 @@ enum Command {
     Operator(operator::Operator),
     #[command(subcommand)]
     Hook(hook::Hook),
+    Serve(serve::Serve),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     Suggest(Box<suggest::Suggest>),
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
         Command::Hook(command) => hook::run(&command),
+        Command::Serve(args) => block_on(serve::run(args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Suggest(args) => block_on(suggest::run(*args)),
@@ -61,9 +65,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs a command that talks to somebody; one thread is enough for it.
+/// Runs a command that talks to somebody, and may have to lead a folder meanwhile.
 fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match crate::laptop::runtime() {
         Ok(runtime) => runtime.block_on(command),
         Err(error) => terminal::failed(&error),
     }

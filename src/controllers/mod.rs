@@ -75,7 +75,7 @@ pub struct Context {
     /// The set that decides now: package tests run under its platform packages.
     pub snapshot: Arc<arc_swap::ArcSwap<crate::gate::Snapshot>>,
     /// Results of package tests.
-    pub tests: verdict::TestResults,
+    pub tests: crate::source::judge::TestResults,
     /// Namespaces with packages whose author may still be about to apply the rollout.
     pub quiet: tenant_rollout::Quiet,
     /// Issuers besides the cluster's own.

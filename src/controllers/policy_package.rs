@@ -7,10 +7,11 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 
-use super::verdict::{TenantFacts, Verdict, judge};
+use super::verdict::{TenantFacts, judge};
 use super::{Context, ReconcileError, apply_status, until};
 use crate::api::{PolicyPackage, PolicyPackageStatus, READY, RECONCILING, STALLED, clear_condition, set_condition};
 use crate::lifecycle::rollout::clip;
+use crate::package::Verdict;
 use crate::policy::{Refusal, RefusalCode};
 use crate::source::index::compromised;
 use crate::source::kubernetes::Guarded;

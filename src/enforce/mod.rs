@@ -3,7 +3,9 @@
 //! Nothing here decides: every answer comes from the same server, over the same bytes, as everybody else's. Whatever goes wrong
 //! on the way to the answer is a refusal.
 
+pub mod authzen;
 pub mod hook;
+pub mod local;
 pub mod mcp;
 mod pdp;
 

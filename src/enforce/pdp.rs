@@ -113,4 +113,8 @@ pub trait Pdp: Send + Sync {
         outcome: CallOutcome,
         took: Duration,
     ) -> PdpFuture<'a, Result<(), PdpError>>;
+    /// Called once, before the process ends: whatever was decided in this process is kept. Others have nothing to do.
+    fn close(&self) -> PdpFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }

@@ -6,16 +6,13 @@ use std::sync::atomic::Ordering;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::controllers::Context;
+use crate::server::JournalNumbers;
 use crate::store::SqliteStore;
 
-struct Numbers {
-    store: Arc<SqliteStore>,
-    ctx: Arc<Context>,
-}
+struct Numbers(Arc<Context>);
 
 impl std::fmt::Debug for Numbers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -26,41 +23,20 @@ impl std::fmt::Debug for Numbers {
 /// A registry with these numbers, read at each scrape.
 pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>) -> Registry {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Numbers { store: store.clone(), ctx: ctx.clone() }));
+    registry.register_collector(Box::new(JournalNumbers(store.clone())));
+    registry.register_collector(Box::new(Numbers(ctx.clone())));
     registry
 }
 
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let journal = self.store.counters();
-        let mut counter = |name: &str, help: &str, value: u64| {
-            let metric = ConstCounter::new(value);
-            metric.encode(encoder.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
-        };
-        counter("remit_journal_records", "Records committed", journal.committed.load(Ordering::Relaxed))?;
-        counter("remit_journal_commits", "Transactions committed", journal.commits.load(Ordering::Relaxed))?;
-        counter("remit_journal_failures", "Transactions that failed", journal.failures.load(Ordering::Relaxed))?;
-        counter("remit_reconcile_failures", "Reconcile passes that failed", self.ctx.failures.load(Ordering::Relaxed))?;
-        let mut gauge = |name: &str, help: &str, value: i64| {
-            let metric = ConstGauge::new(value);
-            metric.encode(encoder.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)
-        };
-        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        gauge("remit_journal_healthy", "1 while the last commit succeeded", journal.healthy.load(Ordering::Relaxed))?;
-        gauge(
-            "remit_journal_queue_depth",
-            "Records that wait",
-            i64::try_from(self.store.queue_depth()).unwrap_or(i64::MAX),
-        )?;
-        gauge(
-            "remit_journal_head_sequence",
-            "Sequence number of the last record",
-            number(journal.head_seq.load(Ordering::Relaxed)),
-        )?;
-        gauge(
-            "remit_journal_anchored_sequence",
-            "Sequence number that the last anchor covers",
-            number(journal.anchored_seq.load(Ordering::Relaxed)),
-        )
+        let metric = ConstCounter::new(self.0.failures.load(Ordering::Relaxed));
+        let help = "Reconcile passes that failed";
+        metric.encode(encoder.encode_descriptor(
+            "remit_reconcile_failures",
+            help,
+            None::<&Unit>,
+            metric.metric_type(),
+        )?)
     }
 }

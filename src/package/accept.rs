@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Verdict;
 use super::testing::{TestReport, run_tests, run_tests_while};
 use crate::api::PolicyPackageSpec;
 use crate::policy::{
     CompiledPackage, Refusal, Side, Verified, VerifyContext, base_platform, check_high_water, digest, examine,
-    verify_bytes,
 };
 
 /// How long admission runs tests: the API server waits 5 s for the whole answer.
@@ -32,14 +32,17 @@ pub fn accept(
     ctx: &VerifyContext<'_>,
     platform: &[Arc<CompiledPackage>],
 ) -> Result<Accepted, Vec<Refusal>> {
-    let verified = verify_bytes(spec, ctx).map_err(|refusal| vec![refusal])?;
+    let Verdict { signed, history, .. } = Verdict::of_bytes(spec, ctx);
+    let verified = signed.map_err(|refusal| vec![refusal])?;
     let compiled = CompiledPackage::compile(spec, &verified.digest, side(ctx))?;
     let tests = run_tests(spec, &compiled, platform);
     if !tests.passed() {
         return Err(tests.refusals());
     }
-    check_high_water(spec, &verified.digest, ctx.high_water.as_ref()).map_err(|refusal| vec![refusal])?;
-    Ok(Accepted { verified, compiled, tests })
+    match history {
+        Some(refusal) => Err(vec![refusal]),
+        None => Ok(Accepted { verified, compiled, tests }),
+    }
 }
 
 /// What admission says: (refusals that the bytes prove, warnings about all that depends on other objects). Nothing is hidden

@@ -6,7 +6,9 @@ mod accept;
 mod case;
 pub mod import;
 mod testing;
+mod verdict;
 pub mod yaml;
 
 pub use accept::{Accepted, accept, prove};
 pub use testing::{Expected, Got, MAX_TESTS, TestReport, TestResult, run_tests, run_tests_while};
+pub use verdict::Verdict;

@@ -127,6 +127,9 @@ pub enum AuthnError {
     /// The API server says no.
     #[error("the API server does not accept the token")]
     Rejected,
+    /// Neither a token of this folder nor of an issuer that it knows.
+    #[error("the token is not known here")]
+    Unknown,
     /// Too many failing tokens from this address.
     #[error("too many tokens from this address were not accepted: wait a moment")]
     Throttled,
@@ -147,7 +150,7 @@ impl AuthnError {
             AuthnError::Expired => "token_expired",
             AuthnError::Audience(_) | AuthnError::ForeignAudience => "token_audience",
             AuthnError::Issuer => "token_issuer",
-            AuthnError::Rejected | AuthnError::Unverified(_) => "token_rejected",
+            AuthnError::Rejected | AuthnError::Unknown | AuthnError::Unverified(_) => "token_rejected",
             AuthnError::Throttled => "too_many_failures",
             AuthnError::Unavailable | AuthnError::KeysUnavailable => "authentication_unavailable",
         }

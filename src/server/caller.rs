@@ -81,12 +81,14 @@ pub async fn call(
     let tenant = match (tenant, &owner) {
         (Some(tenant), _) => tenant,
         (None, Some(IdentityOwner::Agent { tenant, .. })) => tenant.clone(),
-        (None, _) => identity.namespace().map(str::to_owned).ok_or_else(|| {
-            HttpError::bad_request(
-                "tenant_needed",
-                "The caller is no ServiceAccount: name the tenant, as in /tenants/NAME/…",
-            )
-        })?,
+        (None, _) => {
+            identity.namespace().or(state.settings.only_tenant.as_deref()).map(str::to_owned).ok_or_else(|| {
+                HttpError::bad_request(
+                    "tenant_needed",
+                    "The caller is no ServiceAccount: name the tenant, as in /tenants/NAME/…",
+                )
+            })?
+        }
     };
     let kind = if owner.is_some() { CallerKind::Agent } else { CallerKind::Gateway };
     let mut caller = Caller { username: identity.username.clone(), kind, agent: None, stale };

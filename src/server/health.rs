@@ -1,5 +1,7 @@
 //! `/livez`, `/readyz` and `/metrics`: plain HTTP on a port of their own.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -16,6 +18,22 @@ pub fn router(state: AppState) -> Router {
         .route("/metrics", get(metrics))
         .with_state(state)
 }
+
+/// The same, beside the routes of the checks: `note` is what people should know although Remit is ready.
+pub fn note_router(state: AppState, note: Note) -> Router {
+    let ready = async move |State(state): State<AppState>| {
+        let (status, body) = ready(State(state)).await;
+        (status, note().map_or_else(|| body.to_owned(), |note| format!("{body}{note}\n")))
+    };
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(state)
+}
+
+/// What people should know.
+pub type Note = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Ready once the caches are synced. A stale snapshot is not unreadiness: the answer is then a 503 that says why, and
 /// taking every replica out of the Service would only hide it. The store's health is a metric.

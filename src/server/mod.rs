@@ -17,10 +17,12 @@ mod freshness;
 mod health;
 mod ijson;
 pub mod issuers;
+mod journal;
 mod lanes;
 mod metrics;
 pub mod openapi;
 mod request_id;
+mod retention;
 mod review_api;
 mod reviews;
 mod search;
@@ -49,9 +51,11 @@ pub use authz::{AccessReviewer, Ask, Authorizer, ReviewedAccess};
 pub use clock::{Clock, SystemClock};
 pub use error::HttpError;
 pub use freshness::Freshness;
-pub use health::router as health_router;
+pub use health::{note_router, router as health_router};
 pub use ijson::{JsonError, MAX_DEPTH, parse as parse_json};
+pub use journal::JournalNumbers;
 pub use metrics::Metrics;
+pub use retention::retain;
 pub use review_api::KubeReviews;
 pub use reviews::NoVerdict;
 pub use sessions::Sessions;
@@ -71,6 +75,8 @@ pub struct Settings {
     pub operator_namespace: String,
     /// How long an allow waits for its record.
     pub commit_timeout: Duration,
+    /// The tenant of a caller who names none and has none: a folder has only one.
+    pub only_tenant: Option<String>,
 }
 
 impl Default for Settings {
@@ -79,6 +85,7 @@ impl Default for Settings {
             max_staleness: Duration::from_secs(300),
             operator_namespace: "remit-system".into(),
             commit_timeout: Duration::from_secs(5),
+            only_tenant: None,
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Must never fall back from TLS to plain text, and never lose a working certificate to a broken new one.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower::Service as _;
@@ -113,10 +114,40 @@ impl Default for Limits {
     }
 }
 
+/// Where connections come from.
+pub trait Listen: Send + Sync + 'static {
+    /// A connection.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// The next one, and from where.
+    fn next(&self) -> impl Future<Output = std::io::Result<(Self::Io, SocketAddr)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Io = TcpStream;
+
+    async fn next(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = self.accept().await?;
+        // Answers are small and waited for.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        Ok((stream, address))
+    }
+}
+
+impl Listen for UnixListener {
+    type Io = UnixStream;
+
+    async fn next(&self) -> std::io::Result<(UnixStream, SocketAddr)> {
+        let (stream, _) = self.accept().await?;
+        Ok((stream, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))
+    }
+}
+
 /// Serves `router` until `stop`, then lets the requests under way finish and closes idle connections.
-/// Without `tls` in plain text: for metrics, and on loopback for benchmarks.
+/// Without `tls` in plain text: for metrics, on a Unix socket, and on loopback.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Listen,
     tls: Option<Arc<ServerConfig>>,
     router: Router,
     limits: Limits,
@@ -149,9 +180,9 @@ pub async fn serve(
     }
 }
 
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
+async fn accept<L: Listen>(listener: &L, places: &Arc<Semaphore>) -> Option<(L::Io, Peer, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.ok()?;
-    match listener.accept().await {
+    match listener.next().await {
         Ok((stream, address)) => Some((stream, Peer(address), place)),
         Err(error) => {
             // Out of file descriptors, mostly: it does not get better by trying at once.
@@ -207,11 +238,12 @@ impl Drop for Seat {
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, tls: Option<TlsAcceptor>, watcher: Watcher) {
-        // Answers are small and waited for.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
+    async fn run(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        tls: Option<TlsAcceptor>,
+        watcher: Watcher,
+    ) {
         self.metrics.connections.inc();
         match tls {
             None => self.http(stream, watcher).await,

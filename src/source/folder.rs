@@ -154,6 +154,11 @@ pub fn read_small(path: &Path) -> Result<String, SourceError> {
     read_text(path, &path.display().to_string(), 64 * 1024)
 }
 
+/// The text of a file of objects.
+pub(super) fn read_objects_text(path: &Path, shown: &str) -> Result<String, SourceError> {
+    read_text(path, shown, MAX_OBJECT_BYTES)
+}
+
 fn objects_of<T>(file: &str, text: &str, kind: &str) -> Result<Vec<T>, Refusal>
 where
     T: serde::de::DeserializeOwned + ResourceExt,

@@ -3,8 +3,12 @@
 //! Nothing here decides a check, or writes anything but the heartbeat.
 
 pub mod compile;
+pub mod directory;
+pub mod feed;
 pub mod folder;
 pub mod index;
+pub mod judge;
 pub mod kubernetes;
+mod object;
 pub mod recorded;
 pub mod snapshot;

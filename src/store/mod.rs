@@ -21,7 +21,9 @@ pub(crate) mod testing;
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
 pub use sink::{AnchorSink, FileSink};
-pub use sqlite::{ChainReader, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous};
+pub use sqlite::{
+    ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,
+};
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
 use crate::api::Envelope;

@@ -124,13 +124,27 @@ impl SqliteStore {
         Self::open_with(data_dir.as_ref(), options, Checkpoints::default()).await
     }
 
+    /// Opens the store of a directory that is locked already.
+    pub async fn open_locked(lock: DirectoryLock, options: SqliteOptions) -> Result<Arc<Self>, StoreError> {
+        Self::open_under(lock, options, Checkpoints::default()).await
+    }
+
     async fn open_with(
         data_dir: &Path,
         options: SqliteOptions,
         checkpoints: Checkpoints,
     ) -> Result<Arc<Self>, StoreError> {
         std::fs::create_dir_all(data_dir).map_err(|source| io(data_dir, source))?;
-        let lock = Arc::new(lock(&data_dir.join(LOCK_FILE))?);
+        Self::open_under(DirectoryLock::take(data_dir)?, options, checkpoints).await
+    }
+
+    async fn open_under(
+        lock: DirectoryLock,
+        options: SqliteOptions,
+        checkpoints: Checkpoints,
+    ) -> Result<Arc<Self>, StoreError> {
+        let DirectoryLock { data_dir, lock } = lock;
+        let lock = Arc::new(lock);
         let synchronous = match options.synchronous {
             Synchronous::Full => SqliteSynchronous::Full,
             Synchronous::Normal => SqliteSynchronous::Normal,
@@ -146,7 +160,9 @@ impl SqliteStore {
             .pragma("trusted_schema", "OFF")
             .disable_statement_logging();
         let mut conn = connect.connect().await?;
-        migrator().run(&mut conn).await.map_err(|e| StoreError::Database(sqlx::Error::Migrate(Box::new(e))))?;
+        // Not `run`: what it wants of the connection keeps this future from changing threads.
+        let migrated = migrator().run_direct(None, &mut conn, false).await;
+        migrated.map_err(|e| StoreError::Database(sqlx::Error::Migrate(Box::new(e))))?;
         let writer: Arc<str> = writer_id(&mut conn).await?.into();
         ledger::count_parser_deaths(&mut conn).await?;
         let head = journal::read_head(&mut conn, &writer).await?;
@@ -249,7 +265,22 @@ fn io(path: &Path, source: std::io::Error) -> StoreError {
     StoreError::Io { path: path.display().to_string(), source }
 }
 
-/// Takes the lock that lives as long as the file is open, also over kill -9; the holder's process id is written in it,
+/// A data directory that no other process writes to, as long as this lives.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    data_dir: PathBuf,
+    lock: File,
+}
+
+impl DirectoryLock {
+    /// Locks a directory that is there. `Locked`: another process has it.
+    pub fn take(data_dir: &Path) -> Result<Self, StoreError> {
+        let lock = lock(&data_dir.join(LOCK_FILE))?;
+        Ok(Self { data_dir: data_dir.to_owned(), lock })
+    }
+}
+
+/// Takes the lock that lives as long as the file is open, and goes with it also at kill -9; the holder's process id is written in it,
 /// for people.
 fn lock(path: &PathBuf) -> Result<File, StoreError> {
     let mut file = File::options()

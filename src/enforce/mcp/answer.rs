@@ -94,6 +94,7 @@ mod tests {
             rule: rule.map(Into::into),
             reason: "Open a pull request instead.".into(),
             decision_id: "d-1".into(),
+            asks: Vec::new(),
         }
     }
 

@@ -122,6 +122,7 @@ fn verdict(ruling: Ruling) -> Verdict {
         rule: None,
         reason: "No policy permits it.".into(),
         decision_id: "d1".into(),
+        asks: Vec::new(),
     }
 }
 
