@@ -93,8 +93,11 @@ pub(super) struct TenantArgs {
 impl TenantArgs {
     /// What was said; else the folder's own, or the kubeconfig's.
     pub(super) fn name(&self, client: &Client) -> String {
-        let named = self.namespace.clone().or_else(|| client.tenant()).or_else(current_namespace);
-        named.unwrap_or_else(|| "default".to_owned())
+        self.namespace
+            .clone()
+            .or_else(|| client.tenant())
+            .or_else(current_namespace)
+            .unwrap_or_else(|| "default".to_owned())
     }
 }
 

@@ -211,12 +211,12 @@ fn one_package(path: &Path) -> Result<PolicyPackageSpec, CommandError> {
 
 async fn from_server(server: &ServerArgs, args: &Suggest) -> Result<Vec<DecisionRecord>, Error> {
     let client = Client::open(server).await?;
-    let records = from(&client, args).await;
+    let records = pages(&client, args).await;
     client.close().await;
     records
 }
 
-async fn from(client: &Client, args: &Suggest) -> Result<Vec<DecisionRecord>, Error> {
+async fn pages(client: &Client, args: &Suggest) -> Result<Vec<DecisionRecord>, Error> {
     let tenant = args.tenant.name(client);
     let path = format!("/admin/tenants/{}/decisions", encode(&tenant));
     let time = |t: Option<Timestamp>| t.map(|t| t.to_string());

@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::api::Delegator;
 
+/// Stands for every tool that no package lists, while a tenant observes.
+pub const ANY_TOOL: &str = "*";
+
 /// Boxed, so that the trait stays object safe.
 pub type PdpFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -104,7 +107,8 @@ pub enum PdpError {
 pub trait Pdp: Send + Sync {
     /// Decides one call.
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>>;
-    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted.
+    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted; [`ANY_TOOL`] among them: those that no
+    /// package lists too.
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>>;
     /// Reports what became of an allowed call. A report that is lost changes no decision.
     fn report<'a>(

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::message::{Members, brief};
+use crate::enforce::ANY_TOOL;
 use crate::server::parse_json;
 
 /// What the digest covers: all that tells a model what the tool is. `_meta`, `icons` and `execution` say nothing of it.
@@ -87,13 +88,20 @@ impl Page {
         Ok(page)
     }
 
-    /// The result with only the tools that `keep` names (`server/name`) and that the catalogue knows.
+    /// The definitions as they were sent, each with its digest.
+    pub fn definitions(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tools.iter().map(|tool| (tool.raw.as_str(), tool.definition.digest.as_str()))
+    }
+
+    /// The result with only the tools that `keep` names (`server/name`, or [`ANY_TOOL`]) and that the catalogue knows.
     pub fn only(&self, server: &str, keep: &[String], catalogue: &Catalogue) -> String {
+        let any = keep.iter().any(|k| k == ANY_TOOL);
         let tools: Vec<&str> = self
             .tools
             .iter()
             .filter(|tool| {
-                keep.iter().any(|k| k.strip_prefix(server).and_then(|k| k.strip_prefix('/')) == Some(&tool.name))
+                let named = |k: &String| k.strip_prefix(server).and_then(|k| k.strip_prefix('/')) == Some(&tool.name);
+                any || keep.iter().any(named)
             })
             .filter(|tool| catalogue.get(&tool.name).is_some_and(|known| known.digest == tool.definition.digest))
             .map(|tool| tool.raw.as_str())
@@ -252,6 +260,10 @@ mod tests {
             r#"{"cacheScope":"private","tools":[{"name":"a", "inputSchema":{"n":1.0}}],"nextCursor":"2","x":[1e0]}"#
         );
         assert_eq!(page.only("fs", &["fs/a/b".into()], &catalogue).matches("name").count(), 1);
+        let all = page.only("fs", &["fs/a/b".into(), "a/b".into()], &Catalogue::default());
+        assert_eq!(all.matches("name").count(), 0, "what the catalogue does not know is not shown");
+        assert_eq!(page.only("fs", &[ANY_TOOL.into()], &Catalogue::default()).matches("name").count(), 0);
+        assert!(page.only("fs", &[ANY_TOOL.into()], &catalogue).matches("name").count() > 1);
     }
 
     #[test]
