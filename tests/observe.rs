@@ -171,10 +171,11 @@ async fn observing_needs_its_verb() {
     refused(&observe_until(in_days(7)), "spec.enforcement: Observe");
     refused(&observe_until(in_days(-7)), "spec.enforcement: Observe");
     // The API server learns of a RoleBinding a moment later.
-    eventually_blocking("who has the verb may", || c.apply_as("chief", &[], &tenant, &observe_until(in_days(7))));
+    let week = in_days(7);
+    eventually_blocking("who has the verb may", || c.apply_as("chief", &[], &tenant, &observe_until(week)));
     refused(&observe_until(in_days(8)), "spec.observeUntil: prolonging it");
     // The same instant in other words, an earlier one, and the end are for every editor.
-    let elsewhere = format!("{}", in_days(7)).replace('Z', "+00:00");
+    let elsewhere = week.to_string().replace('Z', "+00:00");
     let again = object("TenantProfile", "default", json!({"enforcement": "Observe", "observeUntil": elsewhere}));
     apply("editor", &again).unwrap();
     apply("editor", &observe_until(in_days(6))).unwrap();
