@@ -240,16 +240,10 @@ fn authenticator(
     reviewed: Arc<dyn Authenticator>,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<dyn Authenticator>, OperatorError> {
-    if configured.is_empty() {
-        return Ok(reviewed);
-    }
     if let Some(own) = own.filter(|own| configured.iter().any(|issuer| issuer.issuer.as_ref() == Some(own))) {
         return Err(OperatorError::OwnIssuer(own));
     }
-    let issuers = Arc::new(Issuers::new(configured, reviewed, Arc::new(SystemClock), metrics.clone())?);
-    let warm = issuers.clone();
-    tokio::spawn(async move { warm.warm().await });
-    Ok(issuers)
+    Ok(Issuers::in_front_of(reviewed, configured, Arc::new(SystemClock), metrics.clone())?)
 }
 
 fn wait_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, OperatorError> {

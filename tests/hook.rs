@@ -90,7 +90,11 @@ fn hook_answers_recorded_calls_of_claude_code() {
         let said = answer(&ask(input, &[]), input);
         let output = &said["hookSpecificOutput"];
         assert_eq!(said.as_object().expect("object").len(), 1, "{input}: nothing else is said");
-        assert_eq!((&output["hookEventName"], &output["permissionDecision"]), (&json!("PreToolUse"), &json!(decision)), "{said}");
+        assert_eq!(
+            (&output["hookEventName"], &output["permissionDecision"]),
+            (&json!("PreToolUse"), &json!(decision)),
+            "{said}"
+        );
         let told = output["permissionDecisionReason"].as_str().expect("reason");
         assert!(told.contains(reason) && told.contains("[decision "), "{input}: {told}");
         assert!(!told.contains("laptop/"), "no policy ids: {told}");
@@ -183,7 +187,10 @@ fn hook_blocks_when_there_is_no_answer() {
     assert_blocks(&feed(&mut remit(&binary(), &["hook", "claude-code"]), &input), "nowhere to ask");
     // An answer that is none: an HTML page, an allow without a record, a redirect.
     for body in ["<html>", "{\"decision\":true}", "{\"decision\":\"true\",\"context\":{}}", "true"] {
-        let port = serve_once(format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()));
+        let port = serve_once(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        ));
         assert_blocks(&ask(&url(port), &["--timeout", "60"]), body);
     }
     let port = serve_once("HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".into());
@@ -217,7 +224,8 @@ fn hook_installs_itself_and_leaves_no_trace() {
     let home = tempfile::tempdir().expect("home");
     let settings = home.path().join(".claude/settings.json");
     std::fs::create_dir_all(settings.parent().expect("folder")).expect("folder");
-    let before = "{\n\t\"model\": \"opus\",\n\t\"permissions\": {\n\t\t\"allow\": [\"Bash(ls:*)\"]\n\t},\n\t\"x\": 1.50\n}\n";
+    let before =
+        "{\n\t\"model\": \"opus\",\n\t\"permissions\": {\n\t\t\"allow\": [\"Bash(ls:*)\"]\n\t},\n\t\"x\": 1.50\n}\n";
     std::fs::write(&settings, before).expect("settings");
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(&settings, std::fs::Permissions::from_mode(0o640)).expect("mode");
@@ -231,7 +239,10 @@ fn hook_installs_itself_and_leaves_no_trace() {
     assert_eq!(std::fs::read_to_string(&settings).expect("settings"), before, "--print writes nothing");
     install(&["--policy", dir, "--timeout", "60"]);
     let installed = std::fs::read_to_string(&settings).expect("settings");
-    assert_eq!(shown.replace("'--policy'", "").len() + " '--timeout' '60'".len(), installed.replace("'--policy'", "").len());
+    assert_eq!(
+        shown.replace("'--policy'", "").len() + " '--timeout' '60'".len(),
+        installed.replace("'--policy'", "").len()
+    );
     assert!(install(&["--policy", dir, "--timeout", "60"]).contains("installed already"));
     assert_eq!(std::fs::read_to_string(&settings).expect("settings"), installed);
     let backup = settings.with_file_name("settings.json.remit-backup-1");
@@ -243,16 +254,22 @@ fn hook_installs_itself_and_leaves_no_trace() {
     // The line that the agent runs, as it runs it: by a shell, in another folder.
     let parsed: Value = serde_json::from_str(&installed).expect("JSON");
     let line = parsed["hooks"]["PreToolUse"][0]["hooks"][0]["command"].as_str().expect("command").to_owned();
-    let sh = |line: &str, input: &str| {
-        feed(remit(Path::new("/bin/sh"), &["-c", line]).current_dir("/"), &recorded(input))
-    };
+    let sh =
+        |line: &str, input: &str| feed(remit(Path::new("/bin/sh"), &["-c", line]).current_dir("/"), &recorded(input));
     let said = answer(&sh(&line, "claude-code/bash-force.json"), "installed");
     assert_eq!(said["hookSpecificOutput"]["permissionDecision"], "deny");
     assert_blocks(&sh(&line, "claude-code/post-tool-use.json"), "its own exit code stays");
     // Its binary is gone, can't be started, crashes, or fails in a way that agents let pass.
     let program = format!("'{}'", binary().canonicalize().expect("binary").display());
     assert!(line.starts_with(&program), "{line}");
-    for other in ["/nowhere/remit", "/etc/hostname", "sh -c 'kill -SEGV $$' #", "false", "sh -c 'exit 101' #", "sh -c 'kill $$' #"] {
+    for other in [
+        "/nowhere/remit",
+        "/etc/hostname",
+        "sh -c 'kill -SEGV $$' #",
+        "false",
+        "sh -c 'exit 101' #",
+        "sh -c 'kill $$' #",
+    ] {
         let broken = line.replace(&program, &format!("{other}")).replace(" #", "");
         assert_blocks(&sh(&broken, "claude-code/bash.json"), other);
     }

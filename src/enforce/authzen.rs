@@ -274,15 +274,15 @@ fn verdict(answer: &Response<Bytes>) -> Result<Verdict, PdpError> {
         (false, _) => Ruling::Deny,
     };
     let reason = text("reason")?.unwrap_or_default();
-    Ok(Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks: groups(context.get("asks"))? })
+    Ok(Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks: asks(context)? })
 }
 
-/// The groups of `context.asks`.
-fn groups(asks: Option<&Value>) -> Result<Vec<String>, PdpError> {
-    let wrong = || PdpError::Malformed("context.asks: must be a list of objects with `group`".into());
-    let Some(asks) = asks else { return Ok(Vec::new()) };
-    let asks = asks.as_array().ok_or_else(wrong)?;
-    asks.iter().map(|ask| ask.get("group").and_then(Value::as_str).map(str::to_owned).ok_or_else(wrong)).collect()
+/// Groups that must agree. One that can't be read must not be overlooked.
+fn asks(context: &Map<String, Value>) -> Result<Vec<String>, PdpError> {
+    let unreadable = || PdpError::Malformed("context.asks: must be a list of {group, …}".into());
+    let Some(asks) = context.get("asks") else { return Ok(Vec::new()) };
+    let group = |ask: &Value| ask.get("group").and_then(Value::as_str).map(str::to_owned).ok_or_else(unreadable);
+    asks.as_array().ok_or_else(unreadable)?.iter().map(group).collect()
 }
 
 /// What an answer with another status says.

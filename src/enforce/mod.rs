@@ -3,8 +3,10 @@
 //! Nothing here decides: every answer comes from the same server, over the same bytes, as everybody else's. Whatever goes wrong
 //! on the way to the answer is a refusal.
 
-pub mod hook;
 pub mod authzen;
+pub mod hook;
+pub mod http;
+pub mod listing;
 pub mod local;
 pub mod mcp;
 mod pdp;

@@ -67,9 +67,25 @@ impl Issuers {
         Ok(Self { issuers, others, verdicts: Reviews::new(TOKENS), failures: Failures::default(), clock, metrics })
     }
 
+    /// The authenticator of a process: `others` alone where no issuer is configured. Their keys begin to be fetched.
+    pub fn in_front_of(
+        others: Arc<dyn Authenticator>,
+        issuers: Vec<Issuer>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<dyn Authenticator>, IssuersError> {
+        if issuers.is_empty() {
+            return Ok(others);
+        }
+        let issuers = Arc::new(Self::new(issuers, others, clock, metrics)?);
+        let warm = issuers.clone();
+        tokio::spawn(async move { warm.warm().await });
+        Ok(issuers)
+    }
+
     /// Fetches every issuer's keys, so that the first call does not wait for them. A failure is logged and tried again when a
     /// token comes.
-    pub async fn warm(&self) {
+    async fn warm(&self) {
         for trusted in &self.issuers {
             trusted.keys.refresh().await;
         }

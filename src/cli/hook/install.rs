@@ -93,8 +93,8 @@ fn install(args: &Install) -> Result<u8, CommandError> {
     let failed = |e: hook::FileError| CommandError::Usage(e.to_string());
     if args.print {
         let old = hook::read_settings(&settings).map_err(failed)?;
-        let outcome = edit(old.as_deref())
-            .map_err(|error| failed(hook::FileError::Content { path: settings.clone(), error }))?;
+        let outcome =
+            edit(old.as_deref()).map_err(|error| failed(hook::FileError::Content { path: settings.clone(), error }))?;
         print(match &outcome {
             InstallOutcome::Changed(new) => new,
             InstallOutcome::Unchanged => old.as_deref().unwrap_or_default(),
@@ -132,9 +132,11 @@ fn say(args: &Install, agent: CodingAgent, settings: &Path, written: &Written) -
     }
     if !args.uninstall && changed {
         text += &match agent {
-            CodingAgent::ClaudeCode => "Needs Claude Code 2.1.295 or newer: an older one lets a call through when the hook is stopped \
+            CodingAgent::ClaudeCode => {
+                "Needs Claude Code 2.1.295 or newer: an older one lets a call through when the hook is stopped \
                                         by its time limit.\nStart the agent anew, and see the hook with /hooks.\n"
-                .to_owned(),
+                    .to_owned()
+            }
             CodingAgent::GeminiCli => "Start the agent anew, and see the hook with /hooks.\n".to_owned(),
         };
     }
@@ -156,9 +158,8 @@ fn works(args: &PdpArgs) -> Result<(), CommandError> {
 /// The hook's flags, and the policy's folder. Paths are absolute: the agent starts the hook anywhere.
 fn flags(args: &Install) -> Result<(Vec<String>, Option<PathBuf>), CommandError> {
     let pdp = &args.pdp;
-    let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|e| CommandError::Usage(format!("{}: {e}", path.display())))
-    };
+    let absolute =
+        |path: &Path| std::path::absolute(path).map_err(|e| CommandError::Usage(format!("{}: {e}", path.display())));
     let mut flags = Vec::new();
     let mut flag = |name: &str, value: String| flags.extend([name.to_owned(), value]);
     let mut folder = None;
