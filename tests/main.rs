@@ -9,6 +9,7 @@ mod checks;
 mod control_plane;
 mod hook;
 mod issuers;
+mod manifests;
 mod mcp_attacks;
 mod observe;
 mod operator;
