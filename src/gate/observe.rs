@@ -54,7 +54,8 @@ pub(super) fn weigh(pass: &mut Pass<'_>, decision: Decision) -> Decision {
     }
 }
 
-fn liftable(pass: &Pass<'_>, decision: &Decision) -> bool {
+/// Whether observing can lift this: the tenant's own side decided it.
+pub(super) fn liftable(pass: &Pass<'_>, decision: &Decision) -> bool {
     matches!(decision.outcome, Outcome::Deny | Outcome::ApprovalRequired)
         && TENANTS_OWN.contains(&decision.code)
         // On less than the whole budget nothing was found out yet: the server begins again with more.
