@@ -11,6 +11,7 @@ mod control_plane;
 mod hook;
 mod issuers;
 mod laptop;
+mod manifests;
 mod mcp_attacks;
 mod observe;
 mod operator;
