@@ -8,6 +8,8 @@ mod decisions;
 mod generate;
 mod init;
 mod keygen;
+mod mcp_http;
+mod mcp_proxy;
 pub mod operator;
 mod output;
 mod package;
@@ -40,6 +42,7 @@ enum Command {
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
     Serve(serve::Serve),
+    McpProxy(mcp_proxy::McpProxy),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     #[command(hide = true)]
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
         Command::Serve(args) => block_on(serve::run(args)),
+        Command::McpProxy(args) => mcp_proxy::run(args),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Generate(args) => generate::run(&args),

@@ -3,13 +3,10 @@
 //! Nothing here decides: every answer comes from the same server, over the same bytes, as everybody else's. Whatever goes wrong
 //! on the way to the answer is a refusal.
 
-<<<<<<< HEAD
+pub mod authzen;
 pub mod http;
 pub mod listing;
-=======
-pub mod authzen;
 pub mod local;
->>>>>>> a5aa2a170194a82e108de5394aa2b3f16c527b53
 pub mod mcp;
 mod pdp;
 
