@@ -9,7 +9,8 @@ use crate::support::mcp::{Desk, denial, serve, tools};
 use crate::support::{eventually_blocking, unique};
 
 fn call(id: i64, tool: &str) -> String {
-    json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": tool, "arguments": {"path": "a"}}}).to_string()
+    json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": tool, "arguments": {"path": "a"}}})
+        .to_string()
 }
 
 #[tokio::test]
@@ -19,7 +20,8 @@ async fn denied_calls_never_reach_the_server_and_allowed_ones_byte_for_byte() {
     proxy.initialize(json!({})).await;
     proxy.send(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})).await;
     let listed = proxy.answer(1).await;
-    let names: Vec<&str> = listed["result"]["tools"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        listed["result"]["tools"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["read", "write"], "what nobody may call is not shown");
 
     proxy.call(2, "write", json!({"path": "a"})).await;
@@ -60,7 +62,10 @@ async fn a_second_message_in_a_batch_or_line() {
         format!("{read}\u{0}{write}"),
         format!("\u{feff}{read}"),
         // Within the white space of a message that is allowed, for servers that end lines at a carriage return.
-        format!(r#"{{"jsonrpc":"2.0","id":10,"method":"tools/call","params":{{"name":"read","arguments":{{"path":{}{write}{}}}}}}}"#, "\r", "\r"),
+        format!(
+            r#"{{"jsonrpc":"2.0","id":10,"method":"tools/call","params":{{"name":"read","arguments":{{"path":{}{write}{}}}}}}}"#,
+            "\r", "\r"
+        ),
         format!(r#"{{"jsonrpc":"2.0","id":11,"method":"notifications/progress","params":{{}}}} {write}"#),
     ] {
         proxy.raw(&line).await;
@@ -108,9 +113,18 @@ async fn method_case_and_unicode_variants() {
     let desk = Desk::new();
     let mut proxy = desk.proxy("honest");
     proxy.initialize(json!({})).await;
-    for method in
-        ["Tools/call", "TOOLS/CALL", "tools/Call", "tools/call ", " tools/call", "tools\u{2215}call", "tools/c\u{430}ll", "tools/call\u{0}", "tools/\u{200b}call", "rpc.discover"]
-    {
+    for method in [
+        "Tools/call",
+        "TOOLS/CALL",
+        "tools/Call",
+        "tools/call ",
+        " tools/call",
+        "tools\u{2215}call",
+        "tools/c\u{430}ll",
+        "tools/call\u{0}",
+        "tools/\u{200b}call",
+        "rpc.discover",
+    ] {
         let message = |id: Option<i64>| {
             let mut m = json!({"jsonrpc": "2.0", "method": method, "params": {"name": "write", "arguments": {}}});
             if let Some(id) = id {
@@ -135,8 +149,20 @@ async fn a_tool_name_with_a_trailing_space_or_another_servers_prefix() {
     let desk = Desk::new();
     let mut proxy = desk.proxy("honest");
     proxy.initialize(json!({})).await;
-    for name in ["write ", "read ", " read", "READ", "fs/read", "git/read", "../read", "read\u{0}", "re\u{430}d", "read\u{200b}", "rea\u{64}\u{301}", ""]
-    {
+    for name in [
+        "write ",
+        "read ",
+        " read",
+        "READ",
+        "fs/read",
+        "git/read",
+        "../read",
+        "read\u{0}",
+        "re\u{430}d",
+        "read\u{200b}",
+        "rea\u{64}\u{301}",
+        "",
+    ] {
         proxy.call(1, name, json!({})).await;
         assert_eq!(proxy.answer(1).await["error"]["code"], -32602, "{name:?}");
     }
@@ -153,7 +179,9 @@ async fn huge_and_deeply_nested_arguments() {
     let mut proxy = desk.proxy("honest");
     proxy.initialize(json!({})).await;
     let with = |id: i64, value: &str| {
-        format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"read","arguments":{{"path":{value}}}}}}}"#)
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"read","arguments":{{"path":{value}}}}}}}"#
+        )
     };
     for (id, value) in [
         (1, format!("{}{}", "[".repeat(100), "]".repeat(100))),
@@ -206,9 +234,11 @@ async fn a_server_that_answers_out_of_order_or_with_another_id() {
 
 #[tokio::test]
 async fn a_server_that_sends_a_request_of_its_own_to_exfiltrate() {
-    for (offers, args, passes) in
-        [(json!({}), &[][..], false), (json!({"sampling": {}}), &["--no-sampling"][..], false), (json!({"sampling": {}}), &[][..], true)]
-    {
+    for (offers, args, passes) in [
+        (json!({}), &[][..], false),
+        (json!({"sampling": {}}), &["--no-sampling"][..], false),
+        (json!({"sampling": {}}), &[][..], true),
+    ] {
         let desk = Desk::new();
         let policy = desk.policy().display().to_string();
         let args: Vec<&str> = ["--policy", &policy].into_iter().chain(args.iter().copied()).collect();
@@ -266,7 +296,9 @@ async fn remit_killed_or_silent_between_check_and_call() {
     let mut remit = serve(&desk.policy());
     let socket = desk.policy().join(".remit/remit.sock");
     let token = desk.policy().join(".remit/token");
-    eventually_blocking("remit serve", || if socket.exists() && token.exists() { Ok(()) } else { Err("no socket".into()) });
+    eventually_blocking("remit serve", || {
+        if socket.exists() && token.exists() { Ok(()) } else { Err("no socket".into()) }
+    });
     let (url, token) = (format!("unix://{}", socket.display()), token.display().to_string());
     let at = ["--remit", &url, "--token-file", &token, "--agent", "coder"];
     let mut patient = desk.proxy_with("honest", &[&at[..], &["--timeout", "60"]].concat());

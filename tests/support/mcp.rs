@@ -129,7 +129,8 @@ impl Proxy {
     }
 
     async fn read(&mut self) -> Value {
-        let line = tokio::time::timeout(Duration::from_secs(90), self.from.next_line()).await.expect("a message in time");
+        let line =
+            tokio::time::timeout(Duration::from_secs(90), self.from.next_line()).await.expect("a message in time");
         let line = line.expect("text").unwrap_or_else(|| panic!("the proxy has ended"));
         let value: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("not the protocol: {line}: {e}"));
         assert_eq!(value["jsonrpc"], "2.0", "{line}");

@@ -7,7 +7,9 @@
 mod cluster;
 mod control_plane;
 mod http;
+pub mod mcp;
 mod operator;
+pub mod peers;
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
