@@ -202,14 +202,9 @@ impl World {
 
     /// Bodies of the calls that the server got.
     fn calls(&self) -> Vec<String> {
-        self.server
-            .got
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(_, _, body)| body.clone())
-            .filter(|b| b.contains("tools/call"))
-            .collect()
+        let is_call =
+            |body: &String| serde_json::from_str::<Value>(body).is_ok_and(|message| message["method"] == "tools/call");
+        self.server.got.lock().unwrap().iter().map(|(_, _, body)| body.clone()).filter(is_call).collect()
     }
 
     async fn outcomes(&self, wanted: &[CallOutcome]) {
