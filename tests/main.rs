@@ -7,6 +7,8 @@ mod attacks;
 mod chart;
 mod checks;
 mod control_plane;
+mod hook;
+mod issuers;
 mod mcp_attacks;
 mod mcp_peers;
 mod observe;

@@ -3,6 +3,7 @@
 //! Must never print anything but the protocol on standard output.
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -81,6 +82,11 @@ pub fn run(args: McpProxy) -> ExitCode {
     }
 }
 
+/// A standard stream as it is, without the buffer and lock of the library's.
+fn stream(of: BorrowedFd<'_>) -> std::io::Result<tokio::fs::File> {
+    Ok(tokio::fs::File::from_std(of.try_clone_to_owned()?.into()))
+}
+
 async fn proxy(args: McpProxy) -> Result<(), Error> {
     // What is wrong with addresses and files is said before anything is opened.
     let http = args.http.prepare().await?;
@@ -111,9 +117,10 @@ async fn proxy(args: McpProxy) -> Result<(), Error> {
     let (courier, answers) = Courier::new(pdp.clone(), agent, args.pdp.timeout + MARGIN);
     let connection = Connection::new(Relay::new(settings), courier, answers);
     let done = match Server::start(&args.command) {
-        Ok(server) => {
-            connection.run((tokio::io::stdin(), tokio::io::stdout()), server, stop).await.map_err(Error::System)
-        }
+        Ok(server) => connection
+            .run((stream(std::io::stdin().as_fd())?, stream(std::io::stdout().as_fd())?), server, stop)
+            .await
+            .map_err(Error::System),
         Err(error) => Err(Error::Start { command: args.command.first().cloned().unwrap_or_default(), error }),
     };
     pdp.close().await;

@@ -93,7 +93,7 @@ impl PdpArgs {
     /// The decision point, and the name of the agent that acts. `Pdp::close` is to be called before the process ends.
     pub async fn open(&self) -> Result<(Arc<dyn Pdp>, String), OpenError> {
         if let Some(dir) = &self.policy {
-            let options = Options { dir: dir.clone(), tenant: self.tenant.clone() };
+            let options = Options { dir: dir.clone(), tenant: self.tenant.clone(), ..Options::default() };
             let local = Local::open(options, self.timeout).await?;
             let agent = match self.agent() {
                 Ok(agent) => agent,

@@ -4,6 +4,7 @@
 //! on the way to the answer is a refusal.
 
 pub mod authzen;
+pub mod hook;
 pub mod http;
 pub mod listing;
 pub mod local;

@@ -29,7 +29,14 @@ impl Pdp for Scripted {
                 let _ = gate.await;
             }
             let decision_id = question.tool.clone();
-            Ok(Verdict { ruling, code: "no_permit".into(), rule: None, reason: "No.".into(), decision_id })
+            Ok(Verdict {
+                ruling,
+                code: "no_permit".into(),
+                rule: None,
+                reason: "No.".into(),
+                decision_id,
+                asks: Vec::new(),
+            })
         })
     }
     fn tools<'a>(&'a self, _: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
