@@ -24,6 +24,7 @@ use self::metrics::FolderNumbers;
 use self::reload::Said;
 use self::state::{State, StateError};
 use crate::gate::Snapshot;
+use crate::server::issuers::{Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, serve};
 use crate::server::{
     Authenticator, Freshness, JournalNumbers, Lanes, Metrics, Server, Sessions, Settings, SystemClock, note_router,
@@ -31,6 +32,7 @@ use crate::server::{
 };
 use crate::source::compile::Compiler;
 use crate::source::feed::{Feed, FeedError, Whose, read_first};
+use crate::source::past::KeptFiles;
 use crate::store::{DirectoryLock, SqliteOptions, SqliteStore, Store, StoreError};
 use crate::transport::reachable;
 
@@ -50,6 +52,9 @@ pub enum LaptopError {
     /// The journal. `Locked`: another process leads.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Issuers.
+    #[error(transparent)]
+    Issuers(#[from] IssuersError),
     /// What lies in the folder.
     #[error("{0}")]
     Folder(#[from] FeedError),
@@ -70,6 +75,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Name of the tenant; the namespace that the objects name, else `default`, where it is None.
     pub tenant: Option<String>,
+    /// Issuers whose tokens are taken besides the folder's own.
+    pub issuers: Vec<Issuer>,
 }
 
 /// A folder that this process leads.
@@ -116,7 +123,16 @@ impl Laptop {
         let sessions = Arc::new(Sessions::load(store.as_ref()).await?);
         let freshness = Arc::new(Freshness::new(Instant::now()));
         freshness.alive(Instant::now());
-        let authenticator: Arc<dyn Authenticator> = Arc::new(LocalTokens::new(&secrets.token, &secrets.admin_token));
+        let metrics = Arc::new(Metrics::new(registry));
+        let local: Arc<dyn Authenticator> = Arc::new(LocalTokens::new(&secrets.token, &secrets.admin_token));
+        let clock = Arc::new(SystemClock);
+        let authenticator = match Issuers::in_front_of(local, options.issuers.clone(), clock, metrics.clone()) {
+            Ok(authenticator) => authenticator,
+            Err(error) => {
+                sqlite.close().await;
+                return Err(error.into());
+            }
+        };
         let server = Arc::new(Server {
             snapshot: snapshot.clone(),
             freshness,
@@ -125,7 +141,7 @@ impl Laptop {
             authenticator,
             authorizer: Arc::new(LocalRights { tenant: tenant.clone() }),
             sessions: sessions.clone(),
-            metrics: Arc::new(Metrics::new(registry)),
+            metrics,
             clock: Arc::new(SystemClock),
             redaction_key: secrets.redaction.to_vec(),
             settings: Settings {
@@ -137,6 +153,7 @@ impl Laptop {
             },
             gate: crate::gate::check,
             lanes: Lanes::default(),
+            past: Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) }),
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

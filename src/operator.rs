@@ -24,14 +24,16 @@ use crate::controllers::keys::{self, KeysError};
 use crate::controllers::{self, Context};
 use crate::gate::Snapshot;
 use crate::policy::PublicKey;
+use crate::server::issuers::{self, Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, ServingCertificate, TlsError, serve};
 use crate::server::{
-    Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, SystemClock,
-    admission, health_router, retain, router,
+    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings,
+    SystemClock, admission, health_router, retain, router,
 };
 use crate::source::compile::Compiler;
 use crate::source::index::{Faults, Index, Sources};
 use crate::source::kubernetes::{self, Objects, Pulse, SourceError, call};
+use crate::source::past::KeptObjects;
 use crate::store::{SqliteOptions, SqliteStore, Store, StoreError};
 
 /// Time for the controllers' passes under way at stop.
@@ -58,6 +60,12 @@ pub enum OperatorError {
     /// The journal.
     #[error("--data-dir {dir}: {source}")]
     Store { dir: String, source: StoreError },
+    /// Issuers.
+    #[error(transparent)]
+    Issuers(#[from] IssuersError),
+    /// The cluster's tokens are for the API server to judge: it knows which are revoked.
+    #[error("--issuers: {0} is this cluster's own issuer, whose tokens need no configuration")]
+    OwnIssuer(String),
     /// An address.
     #[error("{flag} {address}: {source}")]
     Listen { flag: &'static str, address: String, source: std::io::Error },
@@ -74,6 +82,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     // Another library may have set one before; it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let listeners = Listeners::bind(&args).await?;
+    let issuers = args.issuers.as_deref().map(issuers::read).transpose()?.unwrap_or_default();
     let config = Config::infer().await.map_err(|e| OperatorError::Config(e.to_string()))?;
     let client = Client::try_from(config).map_err(|e| OperatorError::Config(e.to_string()))?;
     let who = format!("ServiceAccount {}/{}", args.namespace, args.service_account);
@@ -106,6 +115,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let compiler = Arc::new(Compiler::new(store.clone()));
     let faults = Arc::new(Faults::default());
     let feed = Feed::start(&args, &client, &installation, &compiler, &snapshot, &faults, &freshness).await;
+    let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
 
     let reporter = Reporter { controller: "remit".into(), instance: std::env::var("POD_NAME").ok() };
     let published = Arc::new(Published::new(authority.bundle.clone()));
@@ -124,20 +134,23 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
+        issuers: issuers.clone(),
         failures: AtomicU64::new(0),
     });
     let registry = metrics::registry(&sqlite, &ctx);
     let metrics = Arc::new(Metrics::new(registry));
     let clock = Arc::new(SystemClock);
     let reviews = KubeReviews::new(client.clone());
-    let issuer = reviews.issuer().await;
+    let own = reviews.issuer().await;
     let reviews = Arc::new(reviews);
+    let reviewed = ReviewedTokens::new(reviews.clone(), own.clone(), clock.clone(), metrics.clone());
+    let authenticator = authenticator(issuers, own, Arc::new(reviewed), &metrics)?;
     let state = Arc::new(Server {
         snapshot: snapshot.clone(),
         freshness,
         journal: sqlite.clone(),
         store: store.clone(),
-        authenticator: Arc::new(ReviewedTokens::new(reviews.clone(), issuer, clock.clone(), metrics.clone())),
+        authenticator,
         authorizer: Arc::new(ReviewedAccess::new(reviews, clock.clone(), metrics.clone())),
         sessions: sessions.clone(),
         metrics: metrics.clone(),
@@ -150,6 +163,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         },
         gate: crate::gate::check,
         lanes: crate::server::Lanes::default(),
+        past,
     });
     let tls = certificate.config()?;
     let admission = context::Admission::new(ctx.clone());
@@ -220,6 +234,19 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         None => Ok(()),
         Some(what) => Err(OperatorError::Ended(what)),
     }
+}
+
+/// The configured issuers in front of the cluster's own tokens.
+fn authenticator(
+    configured: Vec<Issuer>,
+    own: Option<String>,
+    reviewed: Arc<dyn Authenticator>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn Authenticator>, OperatorError> {
+    if let Some(own) = own.filter(|own| configured.iter().any(|issuer| issuer.issuer.as_ref() == Some(own))) {
+        return Err(OperatorError::OwnIssuer(own));
+    }
+    Ok(Issuers::in_front_of(reviewed, configured, Arc::new(SystemClock), metrics.clone())?)
 }
 
 fn wait_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, OperatorError> {

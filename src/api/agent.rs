@@ -47,13 +47,14 @@ pub(super) const RULES: &[Rule] = &[Rule {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AgentSpec {
-    /// Identities that authenticate as this agent, at most 16. An identity belongs to one agent: claimed twice, the younger Agent is
-    /// Stalled. Changing the list, or starting with more than one, needs verb `elevate` on agents.
+    /// Identities that authenticate as this agent, at most 16. An identity belongs to one agent of the namespace: claimed twice, the
+    /// younger Agent is Stalled. Changing the list, or starting with more than one ServiceAccount of this namespace, needs verb
+    /// `elevate` on agents.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend(
         "x-kubernetes-list-type" = "atomic",
         "x-kubernetes-validations" = [{
-            "rule": "self.all(a, self.exists_one(b, b.serviceAccount == a.serviceAccount))",
+            "rule": "self.all(a, self.exists_one(b, b == a))",
             "message": "each identity may be listed only once"
         }]
     ))]
@@ -100,13 +101,83 @@ fn attributes_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
-/// One authenticated identity.
+/// Longest `oidc.issuer`, bytes.
+pub const MAX_ISSUER: usize = 512;
+/// Longest `oidc.subject`, bytes (OpenID Connect Core, 2).
+pub const MAX_SUBJECT: usize = 255;
+/// Longest SPIFFE id, bytes (SPIFFE-ID, 2.3).
+const MAX_SPIFFE: usize = 2048;
+
+/// One authenticated identity: exactly one of its fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "[has(self.serviceAccount), has(self.oidc), has(self.spiffe)].filter(is, is).size() == 1",
+    "message": "an identity is exactly one of serviceAccount, oidc and spiffe"
+}]))]
 pub struct AgentIdentity {
     /// Name of a ServiceAccount of this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
-    pub service_account: String,
+    pub service_account: Option<String>,
+    /// Subject of an OpenID Connect issuer. The issuer must be one that this Remit is configured with for this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<OidcIdentity>,
+    /// SPIFFE id of a workload, `spiffe://TRUST-DOMAIN/PATH`, in whose trust domain an issuer that this Remit is configured with for
+    /// this namespace speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$"))]
+    pub spiffe: Option<String>,
+}
+
+/// A subject of an OpenID Connect issuer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OidcIdentity {
+    /// `iss` of its tokens, to the byte.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^https?://[^\s#?\x00-\x1f\x7f]+$"))]
+    pub issuer: String,
+    /// `sub` of its tokens, to the byte.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[^\x00-\x1f\x7f]+$"))]
+    pub subject: String,
+}
+
+impl AgentIdentity {
+    /// A ServiceAccount of the Agent's namespace.
+    pub fn service_account(name: impl Into<String>) -> Self {
+        Self { service_account: Some(name.into()), ..Self::default() }
+    }
+
+    /// As which Remit's authentication knows it. None where it is not exactly one identity, or one that no token can prove.
+    pub fn username(&self, namespace: &str) -> Option<String> {
+        match (&self.service_account, &self.oidc, &self.spiffe) {
+            (Some(account), None, None) => Some(format!("system:serviceaccount:{namespace}:{account}")),
+            (None, Some(oidc), None) if !oidc.issuer.contains('#') => Some(oidc_username(&oidc.issuer, &oidc.subject)),
+            (None, None, Some(id)) if is_spiffe_id(id) => Some(id.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// Name of an OpenID Connect identity. An issuer has no `#`, so no two identities share a name.
+pub fn oidc_username(issuer: &str, subject: &str) -> String {
+    format!("oidc:{issuer}#{subject}")
+}
+
+/// Whether a name is one that [`AgentIdentity::username`] gives to identities of other issuers than the cluster's.
+pub fn is_federated(username: &str) -> bool {
+    username.starts_with("oidc:http") || username.starts_with("spiffe://")
+}
+
+/// SPIFFE-ID, 2: trust domain and path in plain characters, no `.` or `..`, nothing empty.
+pub fn is_spiffe_id(id: &str) -> bool {
+    let Some((domain, path)) = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) else { return false };
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+    let segment = |s: &str| !matches!(s, "" | "." | "..") && s.bytes().all(|b| plain(b) || b.is_ascii_uppercase());
+    id.len() <= MAX_SPIFFE
+        && (1..=255).contains(&domain.len())
+        && domain.bytes().all(plain)
+        && path.split('/').all(segment)
 }
 
 /// Whether calls name a session.
@@ -199,4 +270,56 @@ pub struct AgentStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_one_thing_and_has_a_name_of_its_own() {
+        let account = AgentIdentity::service_account("coder");
+        assert_eq!(account.username("acme").as_deref(), Some("system:serviceaccount:acme:coder"));
+        let oidc = |issuer: &str, subject: &str| AgentIdentity {
+            oidc: Some(OidcIdentity { issuer: issuer.into(), subject: subject.into() }),
+            ..AgentIdentity::default()
+        };
+        let spoof = oidc("https://idp", "system:serviceaccount:acme:coder").username("acme").unwrap();
+        assert_eq!(spoof, "oidc:https://idp#system:serviceaccount:acme:coder");
+        assert!(
+            is_federated(&spoof) && !is_federated("system:serviceaccount:acme:coder") && !is_federated("oidc:alice")
+        );
+        // `#` can't be moved from the subject into the issuer.
+        assert_ne!(oidc("https://idp", "a#b").username("x"), oidc("https://idp#a", "b").username("x"));
+        let both = AgentIdentity { service_account: Some("coder".into()), ..oidc("https://idp", "x") };
+        assert_eq!(both.username("acme"), None);
+        assert_eq!(AgentIdentity::default().username("acme"), None);
+    }
+
+    #[test]
+    fn spiffe_ids_are_read_as_the_standard_has_them() {
+        for good in ["spiffe://prod.example/ns/acme/sa/coder", "spiffe://a/B_c-1.2"] {
+            assert!(is_spiffe_id(good), "{good}");
+        }
+        let long = format!("spiffe://a/{}", "x".repeat(2048));
+        for bad in [
+            "",
+            "spiffe://",
+            "spiffe://a",
+            "spiffe://a/",
+            "spiffe:///x",
+            "spiffe://A/x",
+            "spiffe://a/x/",
+            "spiffe://a//x",
+            "spiffe://a/../x",
+            "spiffe://a/./x",
+            "spiffe://a/x?y",
+            "spiffe://a/x%20",
+            "spiffe://a:1/x",
+            "SPIFFE://a/x",
+            &long,
+        ] {
+            assert!(!is_spiffe_id(bad), "{bad}");
+        }
+    }
 }

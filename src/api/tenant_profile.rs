@@ -229,7 +229,7 @@ mod tests {
         assert!(!observing("2026-02-01T00:00:00Z", "2026-02-01T00:00:00Z"), "the instant itself is enforced");
         assert!(observing("2026-04-01T00:00:00Z", "2026-01-01T00:00:00Z"), "90 days");
         assert!(!observing("2026-04-01T00:00:01Z", "2026-01-01T00:00:00Z"), "a second more");
-        assert!(!EffectiveProfile::default().observes(at("2026-01-01T00:00:00Z")).is_some());
+        assert!(EffectiveProfile::default().observes(at("2026-01-01T00:00:00Z")).is_none());
     }
 
     #[test]

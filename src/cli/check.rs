@@ -207,6 +207,7 @@ mod tests {
             rule: Some("no-force".into()),
             reason: "no\u{1b}[31m".into(),
             decision_id: "d".into(),
+            asks: Vec::new(),
         };
         let context = json!({"policies": ["tenant/tools/no-force"], "would_be": {"code": "no_permit", "reason": "r"}});
         let mut out = Vec::new();

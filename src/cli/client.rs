@@ -85,7 +85,7 @@ impl Client {
     /// Reads the CA and the token; for a folder, connects to who leads it, or leads it meanwhile.
     pub async fn open(args: &ServerArgs) -> Result<Self, ClientError> {
         let Some(dir) = &args.policy else { return Self::new(args) };
-        let options = Options { dir: dir.clone(), tenant: None };
+        let options = Options { dir: dir.clone(), ..Options::default() };
         let local = Local::open(options, TIMEOUT).await?;
         let token = bearer(&local.state().admin_token_file())?;
         let transport = Box::new(LocalTransport(local.clone()));

@@ -7,15 +7,19 @@ mod check;
 pub mod client;
 mod decisions;
 mod generate;
+mod hook;
 mod init;
 mod keygen;
+mod mcp_proxy;
 pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
 mod serve;
+mod suggest;
 mod terminal;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -32,15 +36,21 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    #[command(subcommand)]
+    Tools(tools::Tools),
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
+    #[command(subcommand)]
+    Hook(hook::Hook),
     Serve(serve::Serve),
     Check(Box<check::Check>),
+    McpProxy(mcp_proxy::McpProxy),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
+    Suggest(Box<suggest::Suggest>),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -49,14 +59,18 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Init(args) => init::run(&args),
+        Command::Tools(args) => block_on(tools::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
+        Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Check(args) => block_on(check::run(*args)),
+        Command::McpProxy(args) => mcp_proxy::run(args),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Generate(args) => generate::run(&args),
     }
 }

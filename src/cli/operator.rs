@@ -51,6 +51,9 @@ pub struct Operator {
     /// Name of the installation that signatures may be bound to; the UID of kube-system if not set
     #[arg(long, env = "REMIT_INSTALLATION")]
     pub installation: Option<String>,
+    /// YAML file of the issuers, besides the cluster's own, whose tokens may speak for Agents: docs/identities.md
+    #[arg(long, env = "REMIT_ISSUERS", value_name = "FILE")]
+    pub issuers: Option<PathBuf>,
     /// Seconds that a serving certificate lives; it is replaced after two thirds
     #[arg(long, env = "REMIT_CERTIFICATE_LIFE", default_value = "2592000", value_parser = seconds, hide = true)]
     pub certificate_life: Duration,

@@ -99,7 +99,7 @@ impl PdpArgs {
     /// The same, with everything that AuthZEN's answers say; with another token than the file's, where there is one.
     pub async fn authzen(&self, token: Option<Token>) -> Result<(AuthZen, String), OpenError> {
         if let Some(dir) = &self.policy {
-            let options = Options { dir: dir.clone(), tenant: self.tenant.clone() };
+            let options = Options { dir: dir.clone(), tenant: self.tenant.clone(), ..Options::default() };
             let local = Local::open(options, self.timeout).await?;
             return match self.agent() {
                 Ok(agent) => Ok((AuthZen::of(local, self.timeout), agent)),

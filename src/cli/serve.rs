@@ -22,6 +22,7 @@ use tracing_subscriber::EnvFilter;
 use super::terminal::failed;
 use crate::enforce::local::{Local, LocalTransport};
 use crate::laptop::{LaptopError, Options};
+use crate::server::issuers;
 use crate::server::tls::{Limits, serve};
 use crate::server::{HttpError, Metrics};
 use crate::transport::{Bounds, SendError, Transport};
@@ -53,6 +54,9 @@ pub struct Serve {
     /// Name of the tenant [default: the namespace of the folder's objects, else `default`]
     #[arg(long, env = "REMIT_TENANT", value_name = "NAME")]
     tenant: Option<String>,
+    /// YAML file of the issuers whose tokens may speak for Agents: docs/identities.md
+    #[arg(long, env = "REMIT_ISSUERS", value_name = "FILE")]
+    issuers: Option<PathBuf>,
 }
 
 /// An address that only this machine reaches.
@@ -95,7 +99,8 @@ async fn until_stopped(args: Serve) -> Result<(), Error> {
         }
         None => None,
     };
-    let options = Options { dir: args.dir.clone(), tenant: args.tenant };
+    let issuers = args.issuers.as_deref().map(issuers::read).transpose().map_err(LaptopError::from)?;
+    let options = Options { dir: args.dir.clone(), tenant: args.tenant, issuers: issuers.unwrap_or_default() };
     let local = Local::open(options, OPEN).await?;
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();

@@ -78,6 +78,8 @@ pub struct Context {
     pub tests: crate::source::judge::TestResults,
     /// Namespaces with packages whose author may still be about to apply the rollout.
     pub quiet: tenant_rollout::Quiet,
+    /// Issuers besides the cluster's own.
+    pub issuers: Vec<crate::server::issuers::Issuer>,
     /// Passes that failed, for `/metrics`.
     pub failures: AtomicU64,
 }

@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::local::Local;
-use super::pdp::{CallOutcome, Pdp, PdpError, PdpFuture, Question, Ruling, Verdict};
+use super::pdp::{CallOutcome, ListedTool, Pdp, PdpError, PdpFuture, Question, Ruling, Verdict};
 use crate::api::DelegatorKind;
 use crate::server::parse_json;
 use crate::transport::{Bounds, SendError, Transport, encode};
@@ -163,7 +163,7 @@ impl AuthZen {
         verdict(&self.post("/access/v1/evaluation", &body, id, MAX_ANSWER).await?)
     }
 
-    async fn search(&self, agent: &str) -> Result<Vec<String>, PdpError> {
+    async fn search(&self, agent: &str) -> Result<Vec<ListedTool>, PdpError> {
         let mut tools = Vec::new();
         let mut page = Value::Null;
         for _ in 0..MAX_PAGES {
@@ -180,7 +180,14 @@ impl AuthZen {
             };
             for result in results {
                 match (result.get("type").and_then(Value::as_str), result.get("id").and_then(Value::as_str)) {
-                    (Some("tool"), Some(id)) => tools.push(id.to_owned()),
+                    (Some("tool"), Some(id)) => {
+                        let digest = match result.get("properties").and_then(|p| p.get("schema_digest")) {
+                            None | Some(Value::Null) => None,
+                            Some(Value::String(digest)) => Some(digest.clone()),
+                            Some(_) => return Err(PdpError::Malformed("schema_digest: must be a string".into())),
+                        };
+                        tools.push(ListedTool { name: id.to_owned(), schema_digest: digest });
+                    }
                     _ => return Err(PdpError::Malformed("results: a result is no tool".into())),
                 }
             }
@@ -191,8 +198,8 @@ impl AuthZen {
                 Some(_) => return Err(PdpError::Malformed("page.next_token: must be a string".into())),
             };
             if page.is_null() {
-                tools.sort_unstable();
-                tools.dedup();
+                tools.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+                tools.dedup_by(|a, b| a.name == b.name);
                 return Ok(tools);
             }
         }
@@ -209,6 +216,10 @@ impl Pdp for AuthZen {
     }
 
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
+        Box::pin(async move { Ok(self.search(agent).await?.into_iter().map(|tool| tool.name).collect()) })
+    }
+
+    fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
         Box::pin(self.search(agent))
     }
 
@@ -305,7 +316,16 @@ fn verdict(answer: &Response<Bytes>) -> Result<(Verdict, Map<String, Value>), Pd
         (false, _) => Ruling::Deny,
     };
     let reason = text("reason")?.unwrap_or_default();
-    Ok((Verdict { ruling, code, rule: text("rule")?, reason, decision_id }, context))
+    let asks = asks(&context)?;
+    Ok((Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks }, context))
+}
+
+/// Groups that must agree. One that can't be read must not be overlooked.
+fn asks(context: &Map<String, Value>) -> Result<Vec<String>, PdpError> {
+    let unreadable = || PdpError::Malformed("context.asks: must be a list of {group, …}".into());
+    let Some(asks) = context.get("asks") else { return Ok(Vec::new()) };
+    let group = |ask: &Value| ask.get("group").and_then(Value::as_str).map(str::to_owned).ok_or_else(unreadable);
+    asks.as_array().ok_or_else(unreadable)?.iter().map(group).collect()
 }
 
 /// What an answer with another status says.

@@ -4,6 +4,9 @@
 //! on the way to the answer is a refusal.
 
 pub mod authzen;
+pub mod hook;
+pub mod http;
+pub mod listing;
 pub mod local;
 pub mod mcp;
 mod pdp;

@@ -57,6 +57,17 @@ pub struct Verdict {
     pub reason: String,
     /// Id of the decision's record.
     pub decision_id: String,
+    /// Groups that must agree, where the ruling is `ApprovalRequired`: `asks[].group` of the answer.
+    pub asks: Vec<String>,
+}
+
+/// A tool of which some call could be allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedTool {
+    /// `server/name`.
+    pub name: String,
+    /// Digest of the definition that was reviewed. One that the server defines otherwise now is not to be shown to a model.
+    pub schema_digest: Option<String>,
 }
 
 /// Why there is no answer. Every one of these is a refusal of the call.
@@ -89,6 +100,11 @@ pub trait Pdp: Send + Sync {
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>>;
     /// Tools (`server/name`) of which some call by this agent could be allowed, sorted.
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>>;
+    /// The same, with what the package knows of each.
+    fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
+        let listed = |name| ListedTool { name, schema_digest: None };
+        Box::pin(async move { Ok(self.tools(agent).await?.into_iter().map(listed).collect()) })
+    }
     /// Reports what became of an allowed call. A report that is lost changes no decision.
     fn report<'a>(
         &'a self,

@@ -7,7 +7,7 @@
 use super::decision::{CheckInput, Decision, Outcome, SessionState, TOO_COSTLY};
 use super::pass::{Pass, deny};
 use super::subject::bad_request;
-use super::{delegation, platform, policy, stops, subject};
+use super::{delegation, observe, platform, policy, stops, subject};
 use crate::policy::{CompiledPackage, Kind, Outcomes, PolicyProspect, Prospect, Query, QueryError};
 
 /// Policies of one answer that name the conditions on which it depends.
@@ -65,6 +65,11 @@ pub struct Depends {
 }
 
 impl Prospects {
+    /// Nothing stands in the way, as long as nothing was looked at.
+    fn everything() -> Self {
+        Self { allowed: Could::Always, approval: Could::No, stopped: None, depends: Vec::new(), work: 1 }
+    }
+
     fn none(stopped: Decision, work: u64) -> Self {
         Self { allowed: Could::No, approval: Could::No, stopped: Some(stopped), depends: Vec::new(), work }
     }
@@ -79,26 +84,31 @@ pub fn could_allow(input: &CheckInput<'_>) -> Result<Prospects, Decision> {
         input.session = SessionState::Live;
     }
     let mut pass = Pass::new(&input);
-    for gate in [platform::gate, subject::gate, delegation::gate, stops::gate] {
-        if let Err(decision) = gate(&mut pass) {
-            return stopped(decision, 1);
+    let mut all = Prospects::everything();
+    let gates = [platform::gate, subject::gate, delegation::gate, stops::gate];
+    let end = gates.iter().find_map(|gate| gate(&mut pass).err()).or_else(|| {
+        let platform = pass.platform;
+        policy::each(&pass, |package, query| weigh(platform, package, query, input.pattern_budget, &mut all)).err()
+    });
+    let observes = pass.tenant.is_some_and(|t| t.profile.observes(input.now).is_some());
+    match end {
+        None if observes => Ok(Prospects { approval: Could::No, ..all }),
+        None => Ok(all),
+        Some(decision) if decision.outcome == Outcome::Refused => Err(decision),
+        // While the tenant observes, only what the platform certainly stops is impossible.
+        Some(decision) if observes && observe::liftable(&pass, &decision) && !by_platform(&decision) => {
+            match stops::gate(&mut pass) {
+                Err(stop) => Ok(Prospects::none(stop, all.work)),
+                Ok(()) => Ok(Prospects { allowed: Could::Maybe, work: all.work, ..Prospects::everything() }),
+            }
         }
-    }
-    let mut all =
-        Prospects { allowed: Could::Always, approval: Could::No, stopped: None, depends: Vec::new(), work: 1 };
-    let evaluated =
-        policy::each(&pass, |package, query| weigh(pass.platform, package, query, input.pattern_budget, &mut all));
-    match evaluated {
-        Ok(()) => Ok(all),
-        Err(decision) => stopped(decision, all.work),
+        Some(decision) => Ok(Prospects::none(decision, all.work)),
     }
 }
 
-fn stopped(decision: Decision, work: u64) -> Result<Prospects, Decision> {
-    match decision.outcome {
-        Outcome::Refused => Err(decision),
-        _ => Ok(Prospects::none(decision, work)),
-    }
+/// Whether a policy of the platform is what decided.
+fn by_platform(decision: &Decision) -> bool {
+    decision.policies.iter().any(|p| p.id.starts_with("platform/"))
 }
 
 /// One pair of evaluations, with or without the delegator: the call must pass each.

@@ -80,9 +80,9 @@ pub struct Decision {
     /// Asks that are open.
     pub asks: Vec<Arc<PolicyRef>>,
     /// Policies that errored.
-    pub errors: Vec<PolicyError>,
+    pub errors: Box<[PolicyError]>,
     /// While the tenant only observes: what this would be.
-    pub would_be: Option<WouldBe>,
+    pub would_be: Option<Box<WouldBe>>,
 }
 
 /// What a decision would be if the tenant enforced.

@@ -43,18 +43,19 @@ pub(super) fn weigh(pass: &mut Pass<'_>, decision: Decision) -> Decision {
             reason: format!("Policy is observed until {until}, not enforced: this would be {}.", said(&decision)),
             policies: Vec::new(),
             asks: Vec::new(),
-            would_be: Some(WouldBe {
+            would_be: Some(Box::new(WouldBe {
                 outcome: decision.outcome,
                 code: decision.code,
                 reason: decision.reason,
                 policies: decision.policies,
-            }),
+            })),
             ..decision
         },
     }
 }
 
-fn liftable(pass: &Pass<'_>, decision: &Decision) -> bool {
+/// Whether observing can lift this: the tenant's own side decided it.
+pub(super) fn liftable(pass: &Pass<'_>, decision: &Decision) -> bool {
     matches!(decision.outcome, Outcome::Deny | Outcome::ApprovalRequired)
         && TENANTS_OWN.contains(&decision.code)
         // On less than the whole budget nothing was found out yet: the server begins again with more.

@@ -63,7 +63,7 @@ impl<'a> Pass<'a> {
                 .unwrap_or_else(|| "A policy permits this.".into()),
             policies: self.permits.clone(),
             asks: Vec::new(),
-            errors: Vec::new(),
+            errors: Box::default(),
             would_be: None,
         }
     }
@@ -78,7 +78,7 @@ pub(super) fn deny(code: &'static str, reason: impl Into<String>) -> Decision {
         reason: reason.into(),
         policies: Vec::new(),
         asks: Vec::new(),
-        errors: Vec::new(),
+        errors: Box::default(),
         would_be: None,
     }
 }

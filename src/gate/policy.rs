@@ -173,7 +173,7 @@ fn platform_sides(platform: &[Arc<CompiledPackage>], query: &Query<'_>) -> Vec<E
 /// What no permit and no approval lifts: forbids, errors, and what was missing or too large.
 fn stopping(sides: &[Evaluation]) -> Result<(), Decision> {
     let forbids: Vec<_> = sides.iter().flat_map(|e| e.forbids.iter().cloned()).collect();
-    let errors: Vec<_> = sides.iter().flat_map(|e| e.errors.iter().cloned()).collect();
+    let errors: Box<[_]> = sides.iter().flat_map(|e| e.errors.iter().cloned()).collect();
     if !forbids.is_empty() {
         return Err(Decision {
             reason: forbids.iter().find_map(|p| p.reason.clone()).unwrap_or_else(|| "A policy forbids this.".into()),

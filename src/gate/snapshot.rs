@@ -15,8 +15,14 @@ pub struct Snapshot {
     pub platform: Option<Result<Vec<Arc<CompiledPackage>>, String>>,
     /// By namespace.
     pub tenants: HashMap<String, Arc<Tenant>>,
-    /// Username to (tenant, agent). An identity claimed twice belongs to the elder Agent only for display: it maps to Conflict.
+    /// Username, or for other issuers' identities [`federated_key`], to (tenant, agent). An identity claimed twice belongs to the elder Agent only for display: it maps to Conflict.
     pub identities: HashMap<String, IdentityOwner>,
+}
+
+/// Key of an identity that another issuer than the cluster's vouches for. It counts in one tenant only, so that no tenant's claim
+/// can reach another's; and with a control character in it, it is no Kubernetes user's name (those are refused).
+pub fn federated_key(tenant: &str, username: &str) -> String {
+    format!("{tenant}\0{username}")
 }
 
 /// To whom an authenticated username belongs.

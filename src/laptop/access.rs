@@ -1,6 +1,5 @@
 //! Who may ask a folder's Remit: whoever can read its tokens. One token asks about calls, the other reads the records.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,10 +23,7 @@ pub struct LocalTokens {
 impl LocalTokens {
     /// Over these tokens.
     pub fn new(token: &str, admin_token: &str) -> Self {
-        let identity = |name: &str| {
-            let (uid, groups, extra) = (None, Vec::new(), BTreeMap::new());
-            Arc::new(Identity { username: name.to_owned(), uid, groups, extra })
-        };
+        let identity = |name: &str| Arc::new(Identity { username: name.to_owned(), ..Identity::default() });
         Self { checks: (hash(token), identity(GATEWAY)), admin: (hash(admin_token), identity(OWNER)) }
     }
 }

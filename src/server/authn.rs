@@ -21,9 +21,11 @@ use tokio::sync::Semaphore;
 use super::clock::Clock;
 use super::metrics::Metrics;
 use super::reviews::{Answer, Failures, NoVerdict, Reviews};
+use crate::api::is_federated;
+use crate::gate::federated_key;
 
 /// Longest token that is looked at, bytes.
-const MAX_TOKEN: usize = 16 * 1024;
+pub(super) const MAX_TOKEN: usize = 16 * 1024;
 /// Tokens whose verdict is remembered.
 const TOKENS: usize = 8192;
 /// TokenReviews under way at once.
@@ -64,9 +66,24 @@ pub struct Identity {
     pub groups: Vec<String>,
     /// Further facts that authorizers may look at.
     pub extra: BTreeMap<String, Vec<String>>,
+    /// Tenants that its issuer may speak for; None: the cluster's own, for all.
+    pub tenants: Option<Arc<[String]>>,
 }
 
 impl Identity {
+    /// Whether the identity counts in a tenant at all.
+    pub fn counts_in(&self, tenant: &str) -> bool {
+        self.tenants.as_ref().is_none_or(|tenants| tenants.iter().any(|t| t == tenant))
+    }
+
+    /// Under which an Agent of the tenant claims it.
+    pub fn key(&self, tenant: &str) -> String {
+        match &self.tenants {
+            None => self.username.clone(),
+            Some(_) => federated_key(tenant, &self.username),
+        }
+    }
+
     /// Namespace of the ServiceAccount; None for other users.
     pub fn namespace(&self) -> Option<&str> {
         let (namespace, name) = self.username.strip_prefix("system:serviceaccount:")?.split_once(':')?;
@@ -98,9 +115,15 @@ pub enum AuthnError {
     /// Issued for somebody else.
     #[error("the token is not for audience `{0}`")]
     Audience(&'static str),
+    /// Issued by a configured issuer for somebody else.
+    #[error("the token is not for an audience that its issuer is configured with")]
+    ForeignAudience,
     /// Of another issuer.
-    #[error("the token is not from this cluster's issuer")]
+    #[error("the token is not from this cluster's issuer, nor from another that is configured")]
     Issuer,
+    /// A configured issuer's token that is not good.
+    #[error("the token is not accepted: {0}")]
+    Unverified(&'static str),
     /// The API server says no.
     #[error("the API server does not accept the token")]
     Rejected,
@@ -113,6 +136,9 @@ pub enum AuthnError {
     /// The API server can't be asked, and this token was not reviewed before.
     #[error("the API server can't be asked about the token now")]
     Unavailable,
+    /// The keys of the token's issuer can't be had.
+    #[error("the keys of the token's issuer can't be had now")]
+    KeysUnavailable,
 }
 
 impl AuthnError {
@@ -122,16 +148,16 @@ impl AuthnError {
             AuthnError::Missing => "token_missing",
             AuthnError::Malformed(_) => "token_malformed",
             AuthnError::Expired => "token_expired",
-            AuthnError::Audience(_) => "token_audience",
+            AuthnError::Audience(_) | AuthnError::ForeignAudience => "token_audience",
             AuthnError::Issuer => "token_issuer",
-            AuthnError::Rejected | AuthnError::Unknown => "token_rejected",
+            AuthnError::Rejected | AuthnError::Unknown | AuthnError::Unverified(_) => "token_rejected",
             AuthnError::Throttled => "too_many_failures",
-            AuthnError::Unavailable => "authentication_unavailable",
+            AuthnError::Unavailable | AuthnError::KeysUnavailable => "authentication_unavailable",
         }
     }
 }
 
-/// Says who calls. JWTs of configured issuers will be another implementation, before this one.
+/// Says who calls.
 pub trait Authenticator: Send + Sync {
     /// The identity behind the token, for this audience. `from` is the remote address.
     fn authenticate<'a>(
@@ -161,11 +187,16 @@ pub fn accept(status: &TokenReviewStatus, audience: Audience) -> Result<Identity
     }
     let user = status.user.as_ref().ok_or(AuthnError::Rejected)?;
     let username = user.username.clone().filter(|name| !name.is_empty()).ok_or(AuthnError::Rejected)?;
+    // Names of other issuers' identities are theirs alone, whatever an authenticator of the cluster calls its users.
+    if is_federated(&username) || username.chars().any(char::is_control) {
+        return Err(AuthnError::Rejected);
+    }
     Ok(Identity {
         username,
         uid: user.uid.clone(),
         groups: user.groups.clone().unwrap_or_default(),
         extra: user.extra.clone().unwrap_or_default(),
+        tenants: None,
     })
 }
 

@@ -29,6 +29,8 @@ pub struct Call {
     pub caller: Caller,
     /// Why it may not ask.
     pub refusal: Option<Refusal>,
+    /// Under which an Agent claims the caller's identity.
+    key: String,
 }
 
 impl Call {
@@ -39,7 +41,7 @@ impl Call {
 
     /// Whether a newer set says the same of the caller's identity. What it may do is asked of RBAC only for no agent's identity.
     pub fn holds_in(&self, newer: &Snapshot) -> bool {
-        match (newer.identities.get(&self.caller.username), &self.caller.agent) {
+        match (newer.identities.get(&self.key), &self.caller.agent) {
             (None, None) => self.caller.kind == CallerKind::Gateway,
             (Some(IdentityOwner::Agent { tenant, name }), Some((own, agent))) => tenant == own && name == agent,
             _ => false,
@@ -74,9 +76,10 @@ pub async fn call(
 ) -> Result<Call, HttpError> {
     let snapshot = state.current()?;
     let Authenticated { identity, stale } = authenticate(state, headers, extensions, Audience::Checks).await?;
-    let owner = snapshot.identities.get(&identity.username).cloned();
+    let tenant = tenant.map(named).transpose()?;
+    let owner = owner(&snapshot, &identity, tenant.as_deref());
     let tenant = match (tenant, &owner) {
-        (Some(tenant), _) => named(tenant)?,
+        (Some(tenant), _) => tenant,
         (None, Some(IdentityOwner::Agent { tenant, .. })) => tenant.clone(),
         (None, _) => {
             identity.namespace().or(state.settings.only_tenant.as_deref()).map(str::to_owned).ok_or_else(|| {
@@ -92,6 +95,11 @@ pub async fn call(
     // A user without a namespace must not fill the journal of a tenant that they only name.
     let own = || identity.namespace().unwrap_or(&state.settings.operator_namespace).to_owned();
     let refusal = match owner {
+        _ if !identity.counts_in(&tenant) => Some(Refusal {
+            code: "not_allowed",
+            reason: format!("The issuer of {:?} may not speak for namespace {tenant:?}.", identity.username),
+            kept_by: own(),
+        }),
         Some(IdentityOwner::Agent { tenant, name }) => {
             caller.agent = Some((tenant, name));
             None
@@ -114,7 +122,22 @@ pub async fn call(
             kept_by: own(),
         }),
     };
-    Ok(Call { snapshot, tenant, caller, refusal })
+    let key = identity.key(&tenant);
+    Ok(Call { snapshot, tenant, caller, refusal, key })
+}
+
+/// The agent whose identity it is. Another issuer's identity is looked up in the tenant that is asked about, and where none is
+/// named in those that the issuer may speak for: it must be clear which is meant.
+fn owner(snapshot: &Snapshot, identity: &Identity, tenant: Option<&str>) -> Option<IdentityOwner> {
+    let get = |tenant: &str| snapshot.identities.get(&identity.key(tenant)).cloned();
+    match (&identity.tenants, tenant) {
+        (None, _) => get(""),
+        (Some(_), Some(tenant)) => get(tenant).filter(|_| identity.counts_in(tenant)),
+        (Some(tenants), None) => {
+            let mut owners = tenants.iter().filter_map(|tenant| get(tenant));
+            owners.next().filter(|_| owners.next().is_none())
+        }
+    }
 }
 
 /// The identity behind the request's bearer token.
@@ -132,7 +155,9 @@ pub async fn authenticate(
     asked.map_err(|error| {
         tracing::debug!(code = error.code(), %from, "not authenticated");
         match error {
-            AuthnError::Unavailable => HttpError::unavailable(error.code(), error.to_string()),
+            AuthnError::Unavailable | AuthnError::KeysUnavailable => {
+                HttpError::unavailable(error.code(), error.to_string())
+            }
             AuthnError::Throttled => {
                 let mut http = HttpError::unavailable(error.code(), error.to_string());
                 http.status = axum::http::StatusCode::TOO_MANY_REQUESTS;

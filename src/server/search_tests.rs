@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::api::{PolicyPackageSpec, SourceFile, Tier, Tool};
 use crate::gate::{self, AgentEntry, Tenant};
 use crate::policy::{CompiledPackage, Side};
+use crate::server::Clock as _;
 use crate::server::testing::{World, agent, tenant, with_packages};
 
 const POLICIES: &str = r#"
@@ -176,6 +177,21 @@ async fn what_cant_be_searched_for_is_refused_by_name() {
     // An id where none is needed is ignored.
     let found = w.post("acme:gateway", RESOURCE, &with(&|b| b["resource"]["id"] = json!("git/push"))).await;
     assert_eq!(ids(&found.body).len(), 7);
+}
+
+#[tokio::test]
+async fn while_the_tenant_observes_nothing_of_its_own_makes_a_tool_impossible() {
+    let w = world().await;
+    let mut snapshot = (*w.state.snapshot.load_full()).clone();
+    let mut acme = Tenant::clone(&snapshot.tenants["acme"]);
+    let until = w.clock.now() + jiff::SignedDuration::from_hours(1);
+    acme.profile.observe_until = Some(until);
+    snapshot.tenants.insert("acme".into(), Arc::new(acme));
+    w.state.snapshot.store(Arc::new(snapshot));
+    let found = w.post("acme:coder", RESOURCE, &tools_of("coder")).await;
+    assert_eq!(ids(&found.body).len(), 8, "the admin tool, too: {}", found.text);
+    assert_eq!(found.body["context"], json!({"observed_until": until.to_string()}));
+    assert_eq!(ids(&w.post("acme:gateway", RESOURCE, &tools_of("fresh")).await.body).len(), 0, "the platform stops it");
 }
 
 #[tokio::test]

@@ -425,6 +425,9 @@ async fn metadata_names_the_address_that_the_client_used() {
             "policy_decision_point": "https://pdp.example.com",
             "access_evaluation_endpoint": "https://pdp.example.com/access/v1/evaluation",
             "access_evaluations_endpoint": "https://pdp.example.com/access/v1/evaluations",
+            "search_subject_endpoint": "https://pdp.example.com/access/v1/search/subject",
+            "search_resource_endpoint": "https://pdp.example.com/access/v1/search/resource",
+            "search_action_endpoint": "https://pdp.example.com/access/v1/search/action",
         })
     );
     let tenant = get("/.well-known/authzen-configuration/tenants/acme", "127.0.0.1:8443").await;

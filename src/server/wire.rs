@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::error::HttpError;
 use super::ijson;
 use crate::api::{Delegator, DelegatorKind};
+use crate::gate::spelling::distance;
 use crate::gate::{ActionRef, CheckRequest, Decision, DecisionRecord, EntityRef, Outcome};
 use crate::policy::{CallerKind, PolicyError};
 
@@ -282,24 +283,6 @@ fn looks_like(key: &str, known: &str) -> bool {
     a.len().abs_diff(b.len()) <= most && distance(&a, &b) <= most
 }
 
-/// Edit distance with transpositions (optimal string alignment).
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let cost = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + cost);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
-}
-
 /// A decision as AuthZEN answers it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
@@ -411,7 +394,7 @@ impl Answer {
                 asks: asks.collect(),
                 policies: gateway.then(|| decision.policies.iter().map(|p| p.id.clone()).collect()),
                 digests: gateway.then(|| record.digests.clone()),
-                errors: if gateway { decision.errors.clone() } else { Vec::new() },
+                errors: if gateway { decision.errors.to_vec() } else { Vec::new() },
                 error: None,
                 field: None,
             },

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::api::{Agent, EffectiveProfile};
-use crate::gate::{AgentEntry, IdentityOwner, Snapshot, Tenant};
+use crate::api::{Agent, EffectiveProfile, is_federated};
+use crate::gate::{AgentEntry, IdentityOwner, Snapshot, Tenant, federated_key};
 use crate::policy::{AgentFacts, CompiledPackage};
 
 /// Everything of one tenant that decides.
@@ -21,11 +21,6 @@ pub struct TenantInput<'a> {
     pub package: Option<Arc<CompiledPackage>>,
     /// Its settings, over the platform's.
     pub profile: EffectiveProfile,
-}
-
-/// Username of a ServiceAccount, as TokenReview says it.
-pub fn username(namespace: &str, service_account: &str) -> String {
-    format!("system:serviceaccount:{namespace}:{service_account}")
 }
 
 /// One tenant. Gives back `previous` where nothing changed.
@@ -92,7 +87,10 @@ pub fn identities(tenant: &str, agents: &[&Agent]) -> HashMap<String, IdentityOw
         let Some(name) = &agent.metadata.name else { continue };
         let owner = IdentityOwner::Agent { tenant: tenant.into(), name: name.clone() };
         for identity in &agent.spec.identities {
-            out.entry(username(tenant, &identity.service_account))
+            let Some(username) = identity.username(tenant) else { continue };
+            // A ServiceAccount belongs to its namespace; what another issuer vouches for is claimed for this tenant alone.
+            let key = if is_federated(&username) { federated_key(tenant, &username) } else { username };
+            out.entry(key)
                 .and_modify(|o| {
                     // One Agent that names the same account twice claims it once.
                     if *o != owner {
@@ -110,7 +108,7 @@ pub fn identities(tenant: &str, agents: &[&Agent]) -> HashMap<String, IdentityOw
 pub struct TenantState {
     /// The tenant.
     pub tenant: Arc<Tenant>,
-    /// Its usernames. A ServiceAccount belongs to its namespace, so two tenants can't claim the same.
+    /// Keys of its identities. Each belongs to its tenant, so two tenants can't claim the same.
     pub identities: Arc<HashMap<String, IdentityOwner>>,
 }
 
@@ -135,10 +133,10 @@ pub fn assemble(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{AgentIdentity, AgentSpec};
+    use crate::api::{AgentIdentity, AgentSpec, OidcIdentity};
 
     fn agent(name: &str, accounts: &[&str], trust: i64) -> Agent {
-        let identities = accounts.iter().map(|a| AgentIdentity { service_account: (*a).into() }).collect();
+        let identities = accounts.iter().map(|a| AgentIdentity::service_account(*a)).collect();
         let mut agent = Agent::new(name, AgentSpec { identities, trust_level: trust, ..AgentSpec::default() });
         agent.metadata.uid = Some(format!("uid-{name}"));
         agent
@@ -158,6 +156,20 @@ mod tests {
         let both = identities("acme", &[&a, &b]);
         assert_eq!(both["system:serviceaccount:acme:coder"], IdentityOwner::Conflict);
         assert_eq!(both["system:serviceaccount:acme:other"], owner("b"));
+    }
+
+    #[test]
+    fn an_issuers_identity_is_claimed_in_one_tenant_only() {
+        let mut coder = agent("coder", &[], 1);
+        let oidc = OidcIdentity { issuer: "https://idp".into(), subject: "repo:a".into() };
+        coder.spec.identities = vec![AgentIdentity { oidc: Some(oidc), ..AgentIdentity::default() }];
+        let (acme, other) = (identities("acme", &[&coder]), identities("other", &[&coder]));
+        let key = federated_key("acme", "oidc:https://idp#repo:a");
+        assert_eq!(acme.keys().collect::<Vec<_>>(), [&key]);
+        assert!(!other.contains_key(&key), "the claim of one tenant does not reach into another");
+        let mut twin = coder.clone();
+        twin.metadata.name = Some("twin".into());
+        assert_eq!(identities("acme", &[&coder, &twin])[&key], IdentityOwner::Conflict);
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod cluster;
 mod control_plane;
 pub mod folder;
 mod http;
+pub mod jwt;
+pub mod mcp;
 mod operator;
 
 use std::future::Future;

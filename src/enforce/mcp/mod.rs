@@ -7,6 +7,8 @@
 //! tools     what the server listed, and the digest of a definition
 //! relay     the connection's state: what is passed, asked, answered (pure)
 //! answer    what the proxy itself says to the client
+//! courier   questions and reports to the decision point, and its answers
+//! child     the server's process
 //! stdio     the transport over a child process
 //! ```
 //!
@@ -14,12 +16,17 @@
 //! read in one way only, or is not known, does not pass.
 
 mod answer;
+pub mod child;
+pub mod courier;
 pub mod frame;
 mod message;
 pub mod methods;
 mod relay;
+pub mod server_name;
+pub mod stdio;
 mod tools;
 
+pub use answer::error as error_line;
 pub use message::{Id, Kind, Members, Message};
 pub use relay::{Action, Relay, Settings};
 pub use tools::{Page, definition_digest};

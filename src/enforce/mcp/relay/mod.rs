@@ -32,7 +32,7 @@ use super::message::Id;
 use super::methods::{Capabilities, Era};
 use super::tools::{Catalogue, Page};
 use crate::api::Delegator;
-use crate::enforce::{CallOutcome, PdpError, Question};
+use crate::enforce::{CallOutcome, ListedTool, PdpError, Question};
 
 /// Requests of one side that may wait for their answer at once.
 const MAX_PENDING: usize = 1024;
@@ -222,6 +222,11 @@ impl Relay {
         !self.tickets.is_empty()
     }
 
+    /// Somebody else has seen another list of tools: the next call is judged by a new one.
+    pub fn outdated(&mut self) {
+        self.epoch += 1;
+    }
+
     /// The client has gone away from this request. True if the server has it, and is to be told.
     pub fn cancel(&mut self, id: &Id, now: Instant) -> (bool, Vec<Action>) {
         let mut out = Vec::new();
@@ -300,7 +305,7 @@ impl Relay {
     }
 
     /// The agent's tools, for a list that waits for them.
-    pub fn listed(&mut self, ticket: u64, tools: Result<Vec<String>, PdpError>) -> Vec<Action> {
+    pub fn listed(&mut self, ticket: u64, tools: Result<Vec<ListedTool>, PdpError>) -> Vec<Action> {
         let Some(id) = self.tickets.remove(&ticket).flatten() else { return Vec::new() };
         let Some(Pending::Filtering { page, .. }) = self.pending.remove(&id) else { return Vec::new() };
         match tools {
