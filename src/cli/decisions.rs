@@ -82,8 +82,9 @@ struct Get {
     output: Format,
 }
 
+/// Which tenant's records.
 #[derive(Debug, Args)]
-struct TenantArgs {
+pub struct TenantArgs {
     /// The tenant [default: the folder's, or the namespace of the kubeconfig's context, else `default`]
     #[arg(short = 'n', long = "namespace", env = "REMIT_TENANT", value_name = "TENANT")]
     namespace: Option<String>,
@@ -91,7 +92,7 @@ struct TenantArgs {
 
 impl TenantArgs {
     /// What was said; else the folder's own, or the kubeconfig's.
-    fn name(self, client: &Client) -> String {
+    pub fn name(self, client: &Client) -> String {
         self.namespace.or_else(|| client.tenant()).or_else(current_namespace).unwrap_or_else(|| "default".to_owned())
     }
 }

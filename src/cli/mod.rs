@@ -14,9 +14,11 @@ pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
+mod prospects;
 mod serve;
 mod terminal;
 mod test;
+mod why;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,9 @@ enum Command {
     McpProxy(mcp_proxy::McpProxy),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
+    Why(why::WhyArgs),
+    WhoCan(prospects::WhoCan),
+    WhatCan(prospects::WhatCan),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -61,6 +66,9 @@ pub fn main() -> ExitCode {
         Command::McpProxy(args) => mcp_proxy::run(args),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Why(args) => block_on(why::run(args)),
+        Command::WhoCan(args) => block_on(prospects::who_can(args)),
+        Command::WhatCan(args) => block_on(prospects::what_can(args)),
         Command::Generate(args) => generate::run(&args),
     }
 }

@@ -92,17 +92,22 @@ fn agents(names: &[String]) -> String {
 impl PdpArgs {
     /// The decision point, and the name of the agent that acts. `Pdp::close` is to be called before the process ends.
     pub async fn open(&self) -> Result<(Arc<dyn Pdp>, String), OpenError> {
+        let pdp = self.connect().await?;
+        match self.agent() {
+            Ok(agent) => Ok((Arc::new(pdp), agent)),
+            Err(error) => {
+                pdp.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The decision point alone. It is to be closed before the process ends.
+    pub async fn connect(&self) -> Result<AuthZen, OpenError> {
         if let Some(dir) = &self.policy {
             let options = Options { dir: dir.clone(), tenant: self.tenant.clone(), ..Options::default() };
             let local = Local::open(options, self.timeout).await?;
-            let agent = match self.agent() {
-                Ok(agent) => agent,
-                Err(error) => {
-                    local.close().await;
-                    return Err(error);
-                }
-            };
-            return Ok((Arc::new(AuthZen::of(local, self.timeout)), agent));
+            return Ok(AuthZen::of(local, self.timeout));
         }
         let url = self.remit.as_deref().ok_or(OpenError::Nowhere)?;
         let token = self.token_file.clone();
@@ -113,12 +118,11 @@ impl PdpArgs {
             Some(path) => Box::new(UnixSocket::new(path)),
             None => Box::new(Https::new(url, self.ca_file.as_deref())?),
         };
-        let pdp = AuthZen::new(transport, token, self.tenant.as_deref(), self.timeout);
-        Ok((Arc::new(pdp), self.agent()?))
+        Ok(AuthZen::new(transport, token, self.tenant.as_deref(), self.timeout))
     }
 
     /// Name of the agent that acts.
-    fn agent(&self) -> Result<String, OpenError> {
+    pub fn agent(&self) -> Result<String, OpenError> {
         if let Some(agent) = &self.agent {
             return Ok(agent.clone());
         }

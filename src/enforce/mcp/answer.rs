@@ -102,7 +102,6 @@ mod tests {
             reason: "Open a pull request instead.".into(),
             decision_id: "d-1".into(),
             asks: vec!["leads".into()],
-            asks: Vec::new(),
         }
     }
 

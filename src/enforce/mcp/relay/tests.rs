@@ -127,7 +127,6 @@ fn verdict(ruling: Ruling) -> Verdict {
         reason: "No policy permits it.".into(),
         decision_id: "d1".into(),
         asks: vec!["leads".into()],
-        asks: Vec::new(),
     }
 }
 
