@@ -82,9 +82,9 @@ struct Get {
     output: Format,
 }
 
-/// Which tenant's records.
+/// The tenant whose records are read.
 #[derive(Debug, Args)]
-pub struct TenantArgs {
+pub(super) struct TenantArgs {
     /// The tenant [default: the folder's, or the namespace of the kubeconfig's context, else `default`]
     #[arg(short = 'n', long = "namespace", env = "REMIT_TENANT", value_name = "TENANT")]
     namespace: Option<String>,
@@ -92,8 +92,12 @@ pub struct TenantArgs {
 
 impl TenantArgs {
     /// What was said; else the folder's own, or the kubeconfig's.
-    pub fn name(self, client: &Client) -> String {
-        self.namespace.or_else(|| client.tenant()).or_else(current_namespace).unwrap_or_else(|| "default".to_owned())
+    pub(super) fn name(&self, client: &Client) -> String {
+        self.namespace
+            .clone()
+            .or_else(|| client.tenant())
+            .or_else(current_namespace)
+            .unwrap_or_else(|| "default".to_owned())
     }
 }
 
@@ -113,7 +117,7 @@ enum Format {
 }
 
 /// A time, or an age before now.
-fn instant(text: &str) -> Result<Timestamp, String> {
+pub(super) fn instant(text: &str) -> Result<Timestamp, String> {
     instant_at(text, Timestamp::now())
 }
 

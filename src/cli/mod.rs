@@ -16,8 +16,10 @@ mod package;
 pub mod pdp;
 mod prospects;
 mod serve;
+mod suggest;
 mod terminal;
 mod test;
+mod tools;
 mod why;
 
 use std::process::ExitCode;
@@ -35,6 +37,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    #[command(subcommand)]
+    Tools(tools::Tools),
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
@@ -49,6 +53,7 @@ enum Command {
     Why(why::WhyArgs),
     WhoCan(prospects::WhoCan),
     WhatCan(prospects::WhatCan),
+    Suggest(Box<suggest::Suggest>),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -57,6 +62,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Init(args) => init::run(&args),
+        Command::Tools(args) => block_on(tools::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
@@ -69,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Why(args) => block_on(why::run(args)),
         Command::WhoCan(args) => block_on(prospects::who_can(args)),
         Command::WhatCan(args) => block_on(prospects::what_can(args)),
+        Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Generate(args) => generate::run(&args),
     }
 }

@@ -7,6 +7,7 @@
 mod cluster;
 mod control_plane;
 mod http;
+pub mod jwt;
 pub mod mcp;
 mod operator;
 

@@ -88,6 +88,11 @@ impl Page {
         Ok(page)
     }
 
+    /// The definitions as they were sent, each with its digest.
+    pub fn definitions(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tools.iter().map(|tool| (tool.raw.as_str(), tool.definition.digest.as_str()))
+    }
+
     /// The result with only the tools that `keep` names (`server/name`), that are what was reviewed, and that the catalogue knows.
     pub fn only(&self, server: &str, keep: &[ListedTool], catalogue: &Catalogue) -> String {
         let reviewed: HashMap<&str, Option<&str>> = keep
