@@ -3,6 +3,7 @@
 //! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
 mod audit;
+mod check;
 pub mod client;
 mod decisions;
 mod generate;
@@ -48,6 +49,7 @@ enum Command {
     Hook(hook::Hook),
     Serve(serve::Serve),
     McpProxy(mcp_proxy::McpProxy),
+    Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     Why(why::WhyArgs),
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),
+        Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Why(args) => block_on(why::run(args)),

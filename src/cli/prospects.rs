@@ -108,7 +108,7 @@ async fn show(
         let kind = if *kind == DelegatorKind::User { "user" } else { "agent" };
         question["context"]["on_behalf_of"] = json!({"type": kind, "id": name});
     }
-    let pdp = args.connect().await?;
+    let pdp = args.connect(None).await?;
     let found = pdp.search(kind, &question).await;
     pdp.close().await;
     let found = found?;

@@ -180,10 +180,11 @@ fn excerpt(out: &mut impl Write, failed: &Failed) -> io::Result<()> {
     let shown: String = whole[from..].iter().take(AROUND).collect();
     let before: String = whole[from..meant].iter().collect();
     let width = source.width.min(AROUND.saturating_sub(meant - from)).max(1);
+    let cut = if from > 0 { "..." } else { "" };
     let place = format!("{}:{}", printable(&source.file), source.line);
     let margin = " ".repeat(place.chars().count());
-    let indent = " ".repeat(printable(&before).chars().count());
-    writeln!(out, "     {place} | {}", printable(&shown))?;
+    let indent = " ".repeat(cut.len() + printable(&before).chars().count());
+    writeln!(out, "     {place} | {cut}{}", printable(&shown))?;
     writeln!(out, "     {margin} | {indent}{}", "^".repeat(width))
 }
 
