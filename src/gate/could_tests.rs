@@ -108,7 +108,9 @@ fn what_a_check_lets_through_while_the_tenant_observes_could_be_allowed() {
 fn could_be_allowed(observe_until: Option<jiff::Timestamp>) {
     let seen: [AtomicUsize; 6] = Default::default();
     let count = |n: usize| seen[n].fetch_add(1, Ordering::Relaxed);
-    let mut runner = TestRunner::new(Config { cases: 250, failure_persistence: None, ..Config::default() });
+    // Where it is not known what a tool is, the platform is asked about it six times.
+    let cases = if observe_until.is_some() { 100 } else { 250 };
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     runner
         .run(&case(), |case| {
             let coder = match case.delegated {
