@@ -266,6 +266,10 @@ async fn a_schema_that_changed_after_the_import() {
     proxy.call(1, "read", json!({"path": "a"})).await;
     assert!(denial(&proxy.answer(1).await).starts_with("denied (tool_changed)"));
     assert!(!desk.received().contains("tools/call"));
+    // A model does not even read the new description.
+    proxy.send(&json!({"jsonrpc": "2.0", "id": 9, "method": "tools/list"})).await;
+    let listed = proxy.answer(9).await;
+    assert!(!listed.to_string().contains("evil.example") && listed.to_string().contains("write"), "{listed}");
     // As it was imported: announced, seen, allowed.
     desk.set_tools(&tools());
     proxy.send(&json!({"jsonrpc": "2.0", "id": 2, "method": "tools/list"})).await;

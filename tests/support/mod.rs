@@ -6,7 +6,9 @@
 
 mod cluster;
 mod control_plane;
+pub mod folder;
 mod http;
+pub mod jwt;
 pub mod mcp;
 mod operator;
 

@@ -63,7 +63,7 @@ impl World {
         self.client(r#"{"jsonrpc":"2.0","id":"list","method":"tools/list"}"#);
         self.server(&format!(r#"{{"jsonrpc":"2.0","id":"list","result":{result}}}"#));
         let ticket = self.lists.pop().expect("a list to filter");
-        let actions = self.relay.listed(ticket, Ok(vec!["fs/read".into()]));
+        let actions = self.relay.listed(ticket, Ok(known(&["fs/read"])));
         self.take(actions);
     }
 
@@ -115,6 +115,10 @@ impl World {
     }
 }
 
+fn known(names: &[&str]) -> Vec<ListedTool> {
+    names.iter().map(|name| ListedTool { name: (*name).into(), schema_digest: None }).collect()
+}
+
 fn verdict(ruling: Ruling) -> Verdict {
     Verdict {
         ruling,
@@ -122,7 +126,7 @@ fn verdict(ruling: Ruling) -> Verdict {
         rule: None,
         reason: "No policy permits it.".into(),
         decision_id: "d1".into(),
-        asks: Vec::new(),
+        asks: vec!["leads".into()],
     }
 }
 
@@ -163,7 +167,7 @@ fn what_is_not_an_allow_is_never_sent() {
     let refusals: Vec<(Result<Verdict, PdpError>, &str)> = vec![
         (Ok(verdict(Ruling::Deny)), "denied (no_permit): No policy permits it."),
         (Ok(Verdict { rule: Some("no-writes".into()), ..verdict(Ruling::Deny) }), "denied (no-writes): "),
-        (Ok(verdict(Ruling::ApprovalRequired)), "request id d1"),
+        (Ok(verdict(Ruling::ApprovalRequired)), "group leads"),
         (Err(PdpError::Unreachable("x".into())), "can't be reached"),
         (Err(PdpError::Timeout(Duration::from_secs(5))), "no answer within 5000 ms"),
         (
@@ -388,7 +392,7 @@ fn a_list_shows_what_could_be_allowed_and_is_an_error_without_remit() {
     world.initialize(json!({}));
     world.client(r#"{"jsonrpc":"2.0","id":5,"method":"tools/list","params":{"cursor":"x"}}"#);
     world.server(r#"{"jsonrpc":"2.0","id":5,"result":{"tools":[{"name":"read"},{"name":"write"}],"nextCursor":"y"}}"#);
-    let actions = world.relay.listed(world.lists[0], Ok(vec!["fs/write".into(), "other/read".into()]));
+    let actions = world.relay.listed(world.lists[0], Ok(known(&["fs/write", "other/read"])));
     world.take(actions);
     assert_eq!(world.client.last().unwrap()["result"], json!({"tools": [{"name": "write"}], "nextCursor": "y"}));
     world.client(r#"{"jsonrpc":"2.0","id":6,"method":"tools/list"}"#);
@@ -691,7 +695,7 @@ proptest! {
                 }
                 Step::Listed if !world.lists.is_empty() => {
                     let ticket = world.lists.remove(0);
-                    let actions = world.relay.listed(ticket, Ok(vec!["fs/read".into()]));
+                    let actions = world.relay.listed(ticket, Ok(known(&["fs/read"])));
                     world.take(actions);
                     0
                 }
