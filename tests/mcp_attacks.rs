@@ -2,6 +2,8 @@
 //!
 //! What counts is never what the client is told, but what the server has received.
 
+use std::process::Stdio;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -266,6 +268,10 @@ async fn a_schema_that_changed_after_the_import() {
     proxy.call(1, "read", json!({"path": "a"})).await;
     assert!(denial(&proxy.answer(1).await).starts_with("denied (tool_changed)"));
     assert!(!desk.received().contains("tools/call"));
+    // A model does not even read the new description.
+    proxy.send(&json!({"jsonrpc": "2.0", "id": 9, "method": "tools/list"})).await;
+    let listed = proxy.answer(9).await;
+    assert!(!listed.to_string().contains("evil.example") && listed.to_string().contains("write"), "{listed}");
     // As it was imported: announced, seen, allowed.
     desk.set_tools(&tools());
     proxy.send(&json!({"jsonrpc": "2.0", "id": 2, "method": "tools/list"})).await;
@@ -375,7 +381,12 @@ async fn what_cannot_start_says_why() {
         (vec!["mcp-proxy", "--policy", &policy, "--server", "fs"], "COMMAND"),
         (vec!["mcp-proxy", "--policy", &policy, "--server", "fs", "--", "false"], "the MCP server ended"),
     ] {
-        let out = remit().args(&args).stdin(std::process::Stdio::piped()).output().await.unwrap();
+        let mut child = remit();
+        child.args(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        // Held open, or the client would be the one who ends.
+        let _client = child.stdin.take();
+        let out = child.wait_with_output().await.unwrap();
         let log = String::from_utf8_lossy(&out.stderr);
         assert!(out.stdout.is_empty() && log.contains(why), "{args:?}: {log}");
         assert_eq!(out.status.code(), Some(2), "{args:?}: {log}");

@@ -250,6 +250,37 @@ fn id<'a>(policy: &[Token<'a>]) -> Option<&'a str> {
     Some(at[3].text.trim_matches('"'))
 }
 
+/// Where principal, action and resource stand in the head of a policy, annotations before it or not; None where it has none.
+pub fn scope(policy: &str) -> Option<[std::ops::Range<usize>; 3]> {
+    let tokens = lex("", policy, RefusalCode::CedarSyntax).ok()?;
+    let effect = |pair: &[Token<'_>]| {
+        pair[0].kind == Kind::Ident && matches!(pair[0].text, "permit" | "forbid") && pair[1].text == "("
+    };
+    // An annotation may be called `permit`, too: it has an `@` before it.
+    let head = (0..tokens.len().saturating_sub(1))
+        .find(|n| effect(&tokens[*n..*n + 2]) && (*n == 0 || tokens[*n - 1].text != "@"))?;
+    let (mut depth, mut parts, mut first) = (0_usize, Vec::new(), None);
+    for token in &tokens[head + 1..] {
+        let symbol = token.kind == Kind::Symbol;
+        if symbol && matches!(token.text, ")" | "]" | "}") {
+            depth -= 1;
+        }
+        if symbol && (depth == 0 || (depth == 1 && token.text == ",")) && first.is_some() {
+            parts.push(first.take()?);
+        } else if depth > 0 {
+            let begin = first.as_ref().map_or(token.offset, |r: &std::ops::Range<usize>| r.start);
+            first = Some(begin..token.offset + token.text.len());
+        }
+        if symbol && closer(token.text).is_some() {
+            depth += 1;
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    parts.try_into().ok()
+}
+
 /// Whether a token makes Cedar's tree one deeper.
 fn chains(token: &Token<'_>) -> bool {
     match token.kind {

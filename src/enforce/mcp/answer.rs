@@ -53,11 +53,18 @@ pub fn denied(verdict: &Verdict) -> String {
     let rule = verdict.rule.as_ref().unwrap_or(&verdict.code);
     let reason = &verdict.reason;
     match verdict.ruling {
-        Ruling::ApprovalRequired => format!(
-            "denied ({rule}): {reason} This call was not made: a person must approve it first. Tell the user what you want to do and \
-             why, and give them the request id {}. Don't retry until they say that it is approved.",
-            verdict.decision_id
-        ),
+        Ruling::ApprovalRequired => {
+            let who = match verdict.asks.as_slice() {
+                [] => "a person".to_owned(),
+                [group] => format!("a person of group {group}"),
+                groups => format!("a person of each of the groups {}", groups.join(", ")),
+            };
+            let id = &verdict.decision_id;
+            format!(
+                "denied ({rule}): {reason} This call was not made: {who} must approve it first. Tell the user what you want to do \
+                 and why, and give them the request id {id}. Don't retry until they say that it is approved."
+            )
+        }
         Ruling::Allow | Ruling::Deny => format!("denied ({rule}): {reason}"),
     }
 }
@@ -94,7 +101,7 @@ mod tests {
             rule: rule.map(Into::into),
             reason: "Open a pull request instead.".into(),
             decision_id: "d-1".into(),
-            asks: Vec::new(),
+            asks: vec!["leads".into()],
         }
     }
 
@@ -102,7 +109,8 @@ mod tests {
     fn a_denial_gives_the_authors_word_or_the_code() {
         assert_eq!(denied(&verdict(Ruling::Deny, Some("no-force"))), "denied (no-force): Open a pull request instead.");
         assert_eq!(denied(&verdict(Ruling::Deny, None)), "denied (denied_by_policy): Open a pull request instead.");
-        assert!(denied(&verdict(Ruling::ApprovalRequired, None)).contains("request id d-1"));
+        let asks = denied(&verdict(Ruling::ApprovalRequired, None));
+        assert!(asks.contains("a person of group leads must") && asks.contains("request id d-1"), "{asks}");
     }
 
     #[test]

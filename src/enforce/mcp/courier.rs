@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::enforce::{CallOutcome, Pdp, PdpError, Question, Verdict};
+use crate::enforce::{CallOutcome, ListedTool, Pdp, PdpError, Question, Verdict};
 
 /// Reports on their way at once.
 const MAX_REPORTS: usize = 256;
@@ -19,7 +19,7 @@ pub enum Answer {
     /// For [`super::Relay::decided`].
     Decided(u64, Result<Verdict, PdpError>),
     /// For [`super::Relay::listed`].
-    Listed(u64, Result<Vec<String>, PdpError>),
+    Listed(u64, Result<Vec<ListedTool>, PdpError>),
 }
 
 /// One connection's way to the decision point.
@@ -54,7 +54,7 @@ impl Courier {
     /// Asks for the agent's tools.
     pub fn tools(&self, ticket: u64) {
         let (pdp, limit, agent) = (self.pdp.clone(), self.limit, self.agent.clone());
-        let asked = tokio::spawn(async move { in_time(limit, pdp.tools(&agent)).await });
+        let asked = tokio::spawn(async move { in_time(limit, pdp.listed(&agent)).await });
         let answers = self.answers.clone();
         tokio::spawn(async move {
             let answer = asked.await.unwrap_or_else(|_| Err(PdpError::Malformed("the question was lost".into())));

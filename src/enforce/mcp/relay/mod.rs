@@ -32,7 +32,7 @@ use super::message::Id;
 use super::methods::{Capabilities, Era};
 use super::tools::{Catalogue, Page};
 use crate::api::Delegator;
-use crate::enforce::{CallOutcome, PdpError, Question};
+use crate::enforce::{CallOutcome, ListedTool, PdpError, Question};
 
 /// Requests of one side that may wait for their answer at once.
 const MAX_PENDING: usize = 1024;
@@ -305,7 +305,7 @@ impl Relay {
     }
 
     /// The agent's tools, for a list that waits for them.
-    pub fn listed(&mut self, ticket: u64, tools: Result<Vec<String>, PdpError>) -> Vec<Action> {
+    pub fn listed(&mut self, ticket: u64, tools: Result<Vec<ListedTool>, PdpError>) -> Vec<Action> {
         let Some(id) = self.tickets.remove(&ticket).flatten() else { return Vec::new() };
         let Some(Pending::Filtering { page, .. }) = self.pending.remove(&id) else { return Vec::new() };
         match tools {

@@ -63,7 +63,7 @@ impl World {
         self.client(r#"{"jsonrpc":"2.0","id":"list","method":"tools/list"}"#);
         self.server(&format!(r#"{{"jsonrpc":"2.0","id":"list","result":{result}}}"#));
         let ticket = self.lists.pop().expect("a list to filter");
-        let actions = self.relay.listed(ticket, Ok(vec!["fs/read".into()]));
+        let actions = self.relay.listed(ticket, Ok(known(&["fs/read"])));
         self.take(actions);
     }
 
@@ -115,6 +115,10 @@ impl World {
     }
 }
 
+fn known(names: &[&str]) -> Vec<ListedTool> {
+    names.iter().map(|name| ListedTool { name: (*name).into(), schema_digest: None }).collect()
+}
+
 fn verdict(ruling: Ruling) -> Verdict {
     Verdict {
         ruling,
@@ -122,7 +126,7 @@ fn verdict(ruling: Ruling) -> Verdict {
         rule: None,
         reason: "No policy permits it.".into(),
         decision_id: "d1".into(),
-        asks: Vec::new(),
+        asks: vec!["leads".into()],
     }
 }
 
@@ -163,7 +167,7 @@ fn what_is_not_an_allow_is_never_sent() {
     let refusals: Vec<(Result<Verdict, PdpError>, &str)> = vec![
         (Ok(verdict(Ruling::Deny)), "denied (no_permit): No policy permits it."),
         (Ok(Verdict { rule: Some("no-writes".into()), ..verdict(Ruling::Deny) }), "denied (no-writes): "),
-        (Ok(verdict(Ruling::ApprovalRequired)), "request id d1"),
+        (Ok(verdict(Ruling::ApprovalRequired)), "group leads"),
         (Err(PdpError::Unreachable("x".into())), "can't be reached"),
         (Err(PdpError::Timeout(Duration::from_secs(5))), "no answer within 5000 ms"),
         (
@@ -388,7 +392,7 @@ fn a_list_shows_what_could_be_allowed_and_is_an_error_without_remit() {
     world.initialize(json!({}));
     world.client(r#"{"jsonrpc":"2.0","id":5,"method":"tools/list","params":{"cursor":"x"}}"#);
     world.server(r#"{"jsonrpc":"2.0","id":5,"result":{"tools":[{"name":"read"},{"name":"write"}],"nextCursor":"y"}}"#);
-    let actions = world.relay.listed(world.lists[0], Ok(vec!["fs/write".into(), "other/read".into()]));
+    let actions = world.relay.listed(world.lists[0], Ok(known(&["fs/write", "other/read"])));
     world.take(actions);
     assert_eq!(world.client.last().unwrap()["result"], json!({"tools": [{"name": "write"}], "nextCursor": "y"}));
     world.client(r#"{"jsonrpc":"2.0","id":6,"method":"tools/list"}"#);
@@ -534,6 +538,23 @@ fn what_a_server_asks_within_a_result_is_judged_likewise() {
         let note = json!({"jsonrpc": "2.0", "method": "notifications/tasks", "params": asks(method)}).to_string();
         world.server(&note);
         assert_eq!(world.client.len(), if passes { 2 } else { 1 }, "{method}");
+    }
+}
+
+#[test]
+fn an_error_that_sends_the_user_somewhere_passes_only_where_users_may_be_asked() {
+    for (offers, code, passes) in [
+        (json!({"elicitation": {}}), "-32042", true),
+        (json!({}), "-32042", false),
+        (json!({}), "-3.2042e4", false),
+        (json!({}), "-32041", true),
+    ] {
+        let mut world = World::new();
+        world.initialize(offers);
+        world.client(r#"{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"name":"p"}}"#);
+        let data = r#"{"elicitations":[{"mode":"url","url":"https://evil.example"}]}"#;
+        world.server(&format!(r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":{code},"message":"","data":{data}}}}}"#));
+        assert_eq!(world.client.last().unwrap().to_string().contains("evil"), passes, "{code}");
     }
 }
 
@@ -691,7 +712,7 @@ proptest! {
                 }
                 Step::Listed if !world.lists.is_empty() => {
                     let ticket = world.lists.remove(0);
-                    let actions = world.relay.listed(ticket, Ok(vec!["fs/read".into()]));
+                    let actions = world.relay.listed(ticket, Ok(known(&["fs/read"])));
                     world.take(actions);
                     0
                 }
