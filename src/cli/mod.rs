@@ -10,6 +10,7 @@ mod generate;
 mod hook;
 mod init;
 mod keygen;
+mod mcp_http;
 mod mcp_proxy;
 pub mod operator;
 mod output;
@@ -46,8 +47,8 @@ enum Command {
     #[command(subcommand)]
     Hook(hook::Hook),
     Serve(serve::Serve),
-    Check(Box<check::Check>),
     McpProxy(mcp_proxy::McpProxy),
+    Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     Suggest(Box<suggest::Suggest>),
@@ -66,8 +67,8 @@ pub fn main() -> ExitCode {
         Command::Operator(args) => operator::run(args),
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
-        Command::Check(args) => block_on(check::run(*args)),
         Command::McpProxy(args) => mcp_proxy::run(args),
+        Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Suggest(args) => block_on(suggest::run(*args)),

@@ -316,8 +316,8 @@ fn verdict(answer: &Response<Bytes>) -> Result<(Verdict, Map<String, Value>), Pd
         (false, _) => Ruling::Deny,
     };
     let reason = text("reason")?.unwrap_or_default();
-    let asks = asks(&context)?;
-    Ok((Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks }, context))
+    let verdict = Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks: asks(&context)? };
+    Ok((verdict, context))
 }
 
 /// Groups that must agree. One that can't be read must not be overlooked.
