@@ -21,3 +21,4 @@ mod records;
 mod sources;
 mod support;
 mod tools_import;
+mod why;
