@@ -220,6 +220,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
                 settings: Settings::default(),
                 gate: remit::gate::check,
                 lanes: Lanes::default(),
+                past: Arc::new(remit::source::past::NothingPast),
             }))
         }
     };

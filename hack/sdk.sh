@@ -42,7 +42,7 @@ npm_packages() {
 run_tests() {
   needs cargo python3 node npm sha256sum
   build_remit
-  export REMIT_BIN=$remit
+  export REMIT_BIN=$remit REMIT_TEST_POLICY=$root/sdk/testdata/policy
   out=${remit%/*/*}/sdk
   mkdir -p "$out"
   python_packages

@@ -32,6 +32,7 @@ use crate::server::{
 };
 use crate::source::compile::Compiler;
 use crate::source::feed::{Feed, FeedError, Whose, read_first};
+use crate::source::past::KeptFiles;
 use crate::store::{DirectoryLock, SqliteOptions, SqliteStore, Store, StoreError};
 use crate::transport::reachable;
 
@@ -152,6 +153,7 @@ impl Laptop {
             },
             gate: crate::gate::check,
             lanes: Lanes::default(),
+            past: Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) }),
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

@@ -14,4 +14,5 @@ pub mod policy;
 pub mod server;
 pub mod source;
 pub mod store;
+pub mod suggest;
 pub mod transport;

@@ -33,6 +33,7 @@ use crate::server::{
 use crate::source::compile::Compiler;
 use crate::source::index::{Faults, Index, Sources};
 use crate::source::kubernetes::{self, Objects, Pulse, SourceError, call};
+use crate::source::past::KeptObjects;
 use crate::store::{SqliteOptions, SqliteStore, Store, StoreError};
 
 /// Time for the controllers' passes under way at stop.
@@ -114,6 +115,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let compiler = Arc::new(Compiler::new(store.clone()));
     let faults = Arc::new(Faults::default());
     let feed = Feed::start(&args, &client, &installation, &compiler, &snapshot, &faults, &freshness).await;
+    let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
 
     let reporter = Reporter { controller: "remit".into(), instance: std::env::var("POD_NAME").ok() };
     let published = Arc::new(Published::new(authority.bundle.clone()));
@@ -161,6 +163,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         },
         gate: crate::gate::check,
         lanes: crate::server::Lanes::default(),
+        past,
     });
     let tls = certificate.config()?;
     let admission = context::Admission::new(ctx.clone());

@@ -125,6 +125,7 @@ fn agent_schema_refuses_by_field() {
     let kube = Kube::shared();
     let space = Space::new(&kube, "agent");
     let fixed = json!({"kind": "User", "name": "ann@example.com"});
+    let oidc = json!({"issuer": "https://idp.example", "subject": "repo:a"});
     for (spec, reasons) in [
         (json!({"trustLevel": 5}), vec!["spec.trustLevel"]),
         (json!({"trustLevel": -1}), vec!["spec.trustLevel"]),
@@ -133,7 +134,25 @@ fn agent_schema_refuses_by_field() {
             vec!["spec.identities", "only once"],
         ),
         (json!({"identities": [{"serviceAccount": "A b"}]}), vec!["spec.identities[0].serviceAccount"]),
-        (json!({"identities": [{}]}), vec!["spec.identities[0].serviceAccount", "Required"]),
+        (json!({"identities": [{}]}), vec!["spec.identities[0]", "exactly one of"]),
+        (json!({"identities": [{"serviceAccount": "a", "spiffe": "spiffe://a/b"}]}), vec!["exactly one of"]),
+        (
+            json!({"identities": [{"serviceAccount": "a"}, {"oidc": oidc, "spiffe": "spiffe://a/b"}]}),
+            vec!["exactly one of"],
+        ),
+        (json!({"identities": [{"oidc": oidc}, {"oidc": oidc}]}), vec!["spec.identities", "only once"]),
+        (json!({"identities": [{"oidc": {"issuer": "https://a"}}]}), vec!["spec.identities[0].oidc.subject"]),
+        (
+            json!({"identities": [{"oidc": {"issuer": "https://a#b", "subject": "c"}}]}),
+            vec!["spec.identities[0].oidc.issuer"],
+        ),
+        (json!({"identities": [{"oidc": {"issuer": "a", "subject": "c"}}]}), vec!["spec.identities[0].oidc.issuer"]),
+        (
+            json!({"identities": [{"oidc": {"issuer": "https://a", "subject": "c\nd"}}]}),
+            vec!["spec.identities[0].oidc.subject"],
+        ),
+        (json!({"identities": [{"spiffe": "spiffe://A/b"}]}), vec!["spec.identities[0].spiffe"]),
+        (json!({"identities": [{"spiffe": "https://a/b"}]}), vec!["spec.identities[0].spiffe"]),
         (
             json!({"identities": (0..17).map(|n| json!({"serviceAccount": format!("a{n}")})).collect::<Vec<_>>()}),
             vec!["spec.identities"],
@@ -632,7 +651,15 @@ fn delete_and_recreate_agent_with_more_trust() {
     space.must(&["create", "--as", "author", "-f", "-"], &agent("me", &json!({"identities": one})));
     space.must(&["delete", "agent", "me", "--as", "author"], "");
     let said = ["remit-elevate", "needs verb elevate on agents.remit.dev"];
-    for spec in [json!({"identities": one, "trustLevel": 1}), json!({"identities": two}), json!({"trustLevel": 4})] {
+    let oidc = json!([{"oidc": {"issuer": "https://idp.example", "subject": "x"}}]);
+    let spiffe = json!([{"spiffe": "spiffe://prod.example/x"}]);
+    for spec in [
+        json!({"identities": one, "trustLevel": 1}),
+        json!({"identities": two}),
+        json!({"identities": oidc}),
+        json!({"identities": spiffe}),
+        json!({"trustLevel": 4}),
+    ] {
         space.refused(&["create", "--as", "author", "-f", "-"], &agent("me", &spec), &said);
         space.refused(&["apply", "--server-side", "--as", "author", "-f", "-"], &agent("me", &spec), &said);
     }

@@ -83,8 +83,8 @@ fn hook_answers_recorded_calls_of_claude_code() {
         ("subagent-read", "allow", ""),
         ("agent-task", "deny", "denied (unknown_tool)"),
         ("webfetch", "ask", "Is this page wanted?"),
-        ("webfetch-bypass", "deny", "delegator must approve it"),
-        ("notebook", "deny", "leads must approve it"),
+        ("webfetch-bypass", "deny", "the person for whom you act"),
+        ("notebook", "deny", "needs approval by \"leads\""),
         ("mcp", "allow", ""),
     ] {
         let said = answer(&ask(input, &[]), input);
@@ -97,7 +97,7 @@ fn hook_answers_recorded_calls_of_claude_code() {
         );
         let told = output["permissionDecisionReason"].as_str().expect("reason");
         assert!(told.contains(reason) && told.contains("[decision "), "{input}: {told}");
-        assert!(!told.contains("laptop/"), "no policy ids: {told}");
+        assert!(!told.contains("tenant/laptop"), "no policy ids: {told}");
     }
     assert_blocks(&ask("mcp-spoof", &[]), "a server that is called like the agent");
     assert_blocks(&ask("post-tool-use", &[]), "another event");
@@ -106,7 +106,8 @@ fn hook_answers_recorded_calls_of_claude_code() {
     let deferred = ask("bash", &["--defer"]);
     assert_eq!((deferred.status.code(), text(&deferred.stdout)), (Some(0), String::new()));
     assert_eq!(answer(&ask("bash-force", &["--defer"]), "deny")["hookSpecificOutput"]["permissionDecision"], "deny");
-    assert_blocks(&ask("bash", &["--agent", "nobody"]), "an agent that is not there");
+    let nobody = answer(&ask("bash", &["--agent", "nobody"]), "an agent that is not there");
+    assert_eq!(nobody["hookSpecificOutput"]["permissionDecision"], "deny", "{nobody}");
     assert_blocks(&ask("bash", &["--no-such-flag"]), "usage");
 }
 
@@ -239,10 +240,7 @@ fn hook_installs_itself_and_leaves_no_trace() {
     assert_eq!(std::fs::read_to_string(&settings).expect("settings"), before, "--print writes nothing");
     install(&["--policy", dir, "--timeout", "60"]);
     let installed = std::fs::read_to_string(&settings).expect("settings");
-    assert_eq!(
-        shown.replace("'--policy'", "").len() + " '--timeout' '60'".len(),
-        installed.replace("'--policy'", "").len()
-    );
+    assert_eq!(installed.replace(" '--timeout' '60'", ""), shown);
     assert!(install(&["--policy", dir, "--timeout", "60"]).contains("installed already"));
     assert_eq!(std::fs::read_to_string(&settings).expect("settings"), installed);
     let backup = settings.with_file_name("settings.json.remit-backup-1");
@@ -262,16 +260,14 @@ fn hook_installs_itself_and_leaves_no_trace() {
     // Its binary is gone, can't be started, crashes, or fails in a way that agents let pass.
     let program = format!("'{}'", binary().canonicalize().expect("binary").display());
     assert!(line.starts_with(&program), "{line}");
-    for other in [
-        "/nowhere/remit",
-        "/etc/hostname",
-        "sh -c 'kill -SEGV $$' #",
-        "false",
-        "sh -c 'exit 101' #",
-        "sh -c 'kill $$' #",
-    ] {
-        let broken = line.replace(&program, &format!("{other}")).replace(" #", "");
-        assert_blocks(&sh(&broken, "claude-code/bash.json"), other);
+    for other in
+        ["/nowhere/remit", "/etc/hostname", "false", "sh -c 'kill -SEGV $$'", "sh -c 'kill $$'", "sh -c 'exit 101'"]
+    {
+        let broken = line.replace(&program, other);
+        let output = sh(&broken, "claude-code/bash.json");
+        let stderr = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()), "{other}: {stderr}");
+        assert!(stderr.contains("remit: the hook ended without an answer"), "{other}: {stderr}");
     }
 
     install(&["--uninstall"]);

@@ -82,8 +82,9 @@ struct Get {
     output: Format,
 }
 
+/// The tenant whose records are read.
 #[derive(Debug, Args)]
-struct TenantArgs {
+pub(super) struct TenantArgs {
     /// The tenant [default: the folder's, or the namespace of the kubeconfig's context, else `default`]
     #[arg(short = 'n', long = "namespace", env = "REMIT_TENANT", value_name = "TENANT")]
     namespace: Option<String>,
@@ -91,8 +92,12 @@ struct TenantArgs {
 
 impl TenantArgs {
     /// What was said; else the folder's own, or the kubeconfig's.
-    fn name(self, client: &Client) -> String {
-        self.namespace.or_else(|| client.tenant()).or_else(current_namespace).unwrap_or_else(|| "default".to_owned())
+    pub(super) fn name(&self, client: &Client) -> String {
+        self.namespace
+            .clone()
+            .or_else(|| client.tenant())
+            .or_else(current_namespace)
+            .unwrap_or_else(|| "default".to_owned())
     }
 }
 
@@ -112,7 +117,7 @@ enum Format {
 }
 
 /// A time, or an age before now.
-fn instant(text: &str) -> Result<Timestamp, String> {
+pub(super) fn instant(text: &str) -> Result<Timestamp, String> {
     instant_at(text, Timestamp::now())
 }
 
@@ -310,6 +315,10 @@ fn print_one(out: &mut impl Write, d: &StoredDecision) -> io::Result<()> {
     }
     line("Request id", r.request_id.as_deref().unwrap_or_default())?;
     line("Latency", &format!("{} µs", r.latency_micros))?;
+    if let Some(call) = &d.call {
+        let took = call.duration_ms.map(|ms| format!(" after {ms} ms")).unwrap_or_default();
+        line("Call", &format!("{}{took}, as the caller said", call.outcome.as_str()))?;
+    }
     line("Record", &format!("{} {}", d.seq, d.hash))
 }
 
@@ -330,7 +339,7 @@ mod tests {
         let mut record = record("acme", 1);
         record.delegated_from = Some("user:alice".into());
         record.request.arguments.insert("branch".into(), "a\u{1b}[31m".into());
-        StoredDecision { seq: 1, hash: "ab".into(), record }
+        StoredDecision { seq: 1, hash: "ab".into(), record, call: None }
     }
 
     #[test]

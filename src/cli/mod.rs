@@ -3,20 +3,26 @@
 //! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
 mod audit;
+mod check;
 pub mod client;
 mod decisions;
 mod generate;
 mod hook;
 mod init;
 mod keygen;
+mod mcp_http;
 mod mcp_proxy;
 pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
+mod prospects;
 mod serve;
+mod suggest;
 mod terminal;
 mod test;
+mod tools;
+mod why;
 
 use std::process::ExitCode;
 
@@ -33,6 +39,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Init),
+    #[command(subcommand)]
+    Tools(tools::Tools),
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
@@ -42,8 +50,13 @@ enum Command {
     Hook(hook::Hook),
     Serve(serve::Serve),
     McpProxy(mcp_proxy::McpProxy),
+    Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
+    Why(why::WhyArgs),
+    WhoCan(prospects::WhoCan),
+    WhatCan(prospects::WhatCan),
+    Suggest(Box<suggest::Suggest>),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -52,6 +65,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Init(args) => init::run(&args),
+        Command::Tools(args) => block_on(tools::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
@@ -59,8 +73,13 @@ pub fn main() -> ExitCode {
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),
+        Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Why(args) => block_on(why::run(args)),
+        Command::WhoCan(args) => block_on(prospects::who_can(args)),
+        Command::WhatCan(args) => block_on(prospects::what_can(args)),
+        Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Generate(args) => generate::run(&args),
     }
 }

@@ -5,6 +5,8 @@
 
 pub mod authzen;
 pub mod hook;
+pub mod http;
+pub mod listing;
 pub mod local;
 pub mod mcp;
 mod pdp;

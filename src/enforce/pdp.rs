@@ -9,6 +9,10 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::api::Delegator;
+pub use crate::gate::CallOutcome;
+
+/// Stands for every tool that no package lists, while a tenant observes.
+pub const ANY_TOOL: &str = "*";
 
 /// Boxed, so that the trait stays object safe.
 pub type PdpFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -69,22 +73,6 @@ pub struct ListedTool {
     pub schema_digest: Option<String>,
 }
 
-/// What became of a call that was allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CallOutcome {
-    /// The tool answered.
-    Success,
-    /// The tool answered that it failed.
-    ToolError,
-    /// The tool's server answered with a protocol error, or ended.
-    Failed,
-    /// The agent took the call back.
-    Cancelled,
-    /// The call was never sent.
-    NotSent,
-}
-
 /// Why there is no answer. Every one of these is a refusal of the call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PdpError {
@@ -113,7 +101,8 @@ pub enum PdpError {
 pub trait Pdp: Send + Sync {
     /// Decides one call.
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>>;
-    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted.
+    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted; [`ANY_TOOL`] among them: those that no
+    /// package lists too.
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>>;
     /// The same, with what the package knows of each.
     fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {

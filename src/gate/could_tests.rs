@@ -96,6 +96,16 @@ fn arguments(bits: u8) -> Value {
 
 #[test]
 fn what_a_check_allows_could_be_allowed() {
+    could_be_allowed(None);
+}
+
+/// What the tenant's own side says changes nothing; the platform's forbids, asks and errors still do.
+#[test]
+fn what_a_check_lets_through_while_the_tenant_observes_could_be_allowed() {
+    could_be_allowed(Some("2026-11-23T00:00:00Z".parse().unwrap()));
+}
+
+fn could_be_allowed(observe_until: Option<jiff::Timestamp>) {
     let seen: [AtomicUsize; 6] = Default::default();
     let count = |n: usize| seen[n].fetch_add(1, Ordering::Relaxed);
     let mut runner = TestRunner::new(Config { cases: 250, failure_persistence: None, ..Config::default() });
@@ -110,6 +120,9 @@ fn what_a_check_allows_could_be_allowed() {
             let policies = text(&case.tenant, Side::Tenant)
                 + "@id(\"none\") permit(principal == Agent::\"nobody\", action == Action::\"call_tool\", resource);";
             let mut world = World::new(&policies, vec![coder, agent("junior", 1)]);
+            let mut tenant = world.snapshot.tenants["acme"].as_ref().clone();
+            tenant.profile.observe_until = observe_until;
+            world.snapshot.tenants.insert("acme".into(), std::sync::Arc::new(tenant));
             if !case.platform.is_empty() {
                 let more = compile(&text(&case.platform, Side::Platform), Side::Platform);
                 world.snapshot.platform = Some(Ok(vec![base_platform(), more]));

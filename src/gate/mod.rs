@@ -14,8 +14,10 @@ mod policy;
 mod record;
 mod request;
 mod snapshot;
+pub(crate) mod spelling;
 mod stops;
 mod subject;
+mod why;
 
 pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
@@ -23,6 +25,7 @@ pub use observe::OBSERVED;
 pub use record::*;
 pub use request::*;
 pub use snapshot::*;
+pub use why::{Determining, Nearest, PackageUsed, Texts, Why, WouldHaveBeen, why};
 
 use pass::Pass;
 

@@ -241,7 +241,8 @@ fn digest(value: &Value, key: &[u8]) -> Value {
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Value::Null };
     mac.update(value.to_string().as_bytes());
     let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
-    serde_json::json!({ "@sensitive": format!("hmac-sha256:{hex}") })
+    let (member, scheme) = crate::policy::REDACTED;
+    serde_json::json!({ member: format!("{scheme}{hex}") })
 }
 
 #[cfg(test)]

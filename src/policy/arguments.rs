@@ -31,6 +31,24 @@ impl Arguments {
     }
 }
 
+/// What stands in a record for a value that is not kept: `{"@sensitive": "hmac-sha256:…"}`.
+pub const REDACTED: (&str, &str) = ("@sensitive", "hmac-sha256:");
+
+impl Arguments {
+    /// Flattens the arguments of a record, and gives the keys whose values were not kept: these are not among the arguments.
+    pub fn flatten_kept(arguments: &Map<String, Value>) -> Result<(Arguments, Vec<String>), QueryError> {
+        let mut flat = Self::flatten(arguments)?;
+        let mut hidden = Vec::new();
+        flat.strings.retain(|key, text| {
+            let parent = key.strip_suffix(REDACTED.0).and_then(|rest| rest.strip_suffix('.'));
+            let kept = parent.filter(|_| text.starts_with(REDACTED.1));
+            hidden.extend(kept.map(str::to_owned));
+            kept.is_none()
+        });
+        Ok((flat, hidden))
+    }
+}
+
 fn escape(key: &str, path: &mut String) {
     for c in key.chars() {
         if matches!(c, '.' | '\\') {
@@ -175,6 +193,18 @@ mod tests {
         assert_eq!(flat.strings["a"].len(), MAX_TEXT);
         assert!(flat.strings["b"].starts_with("len:65537 sha256:"));
         assert_eq!(flat.strings["b"].len(), "len:65537 sha256:".len() + 64);
+    }
+
+    #[test]
+    fn values_that_a_record_does_not_keep_are_named_and_left_out() {
+        let (flat, hidden) = Arguments::flatten_kept(
+            json!({"a": {"b": {"@sensitive": "hmac-sha256:00"}}, "c": {"@sensitive": "mine"}, "d": 1})
+                .as_object()
+                .unwrap(),
+        )
+        .unwrap();
+        assert_eq!(hidden, ["a.b"]);
+        assert_eq!(flat.strings.keys().collect::<Vec<_>>(), ["c.@sensitive", "d"]);
     }
 
     #[test]

@@ -281,6 +281,7 @@ fn rule(
             grants_tenants: annotations.grants_tenants,
         }),
         effect: named.effect(),
+        file: file.name.as_str().into(),
         condition: named.condition(),
         reads,
     };

@@ -50,6 +50,8 @@ pub(super) struct Rule {
     pub reference: Arc<PolicyRef>,
     pub effect: Effect,
     pub asks: bool,
+    /// File of the package in which it stands.
+    pub file: Arc<str>,
     /// Scope and conditions as one expression.
     pub condition: Expr,
     pub reads: Reads,

@@ -187,7 +187,7 @@ pub(super) fn is_of_call(id: &EntityUID) -> bool {
     super::unknown::carries_call(id.entity_type()) && <_ as AsRef<str>>::as_ref(id.eid()) == CALL
 }
 
-fn argument_entities(arguments: &Arguments) -> [Arc<Entity>; 2] {
+pub(super) fn argument_entities(arguments: &Arguments) -> [Arc<Entity>; 2] {
     let tagged = |id: EntityUID, tags: Vec<(SmolStr, PartialValue)>| {
         Arc::new(Entity::new_with_attr_partial_value(id, [], HashSet::new(), HashSet::new(), tags))
     };
@@ -197,7 +197,7 @@ fn argument_entities(arguments: &Arguments) -> [Arc<Entity>; 2] {
 }
 
 /// Cedar's words, without values: a record may have to keep an argument secret.
-fn words(error: &EvaluationError) -> String {
+pub(super) fn words(error: &EvaluationError) -> String {
     match error {
         EvaluationError::IntegerOverflow(_) => "integer overflow".to_owned(),
         EvaluationError::FailedExtensionFunctionExecution(_) => {

@@ -29,7 +29,9 @@ mod signer;
 mod support;
 mod unknown;
 mod verify;
+mod why;
 
+pub use arguments::REDACTED;
 pub use base::base_platform;
 pub use compiled::CompiledPackage;
 pub use digest::{canonical, digest, object_name, sha256_text, short};
@@ -40,6 +42,7 @@ pub use dsse::{
 pub use prospect::{Kind, PolicyProspect, Prospect};
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
+pub use scan::{ForbidText, forbids};
 pub use signer::{KeyError, PublicKey, Signer, SignerError};
 pub use unknown::Outcomes;
 pub use verify::{
@@ -47,3 +50,4 @@ pub use verify::{
     verify_recorded,
 };
 pub(crate) use verify::{check_high_water, examine, verify_bytes};
+pub use why::{Fact, Failed, NearPermit, Part, PolicyWhy, Source};

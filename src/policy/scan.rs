@@ -200,6 +200,87 @@ pub fn policies(file: &str, text: &str) -> Result<usize, Refusal> {
     }
 }
 
+/// A `forbid` as its author wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForbidText {
+    /// Its `@id`.
+    pub id: String,
+    /// From its first annotation to its `;`, with the comments above it.
+    pub text: String,
+    /// SHA-256 of the policy without those comments, as records name it.
+    pub text_hash: String,
+}
+
+/// The forbids of a file that compiles, in their order.
+pub fn forbids(file: &str, text: &str) -> Result<Vec<ForbidText>, Refusal> {
+    let tokens = lex(file, text, RefusalCode::CedarSyntax)?;
+    let (mut found, mut depth, mut from, mut begin) = (Vec::new(), 0_usize, 0, 0);
+    for (n, token) in tokens.iter().enumerate() {
+        match token.text {
+            "(" | "[" | "{" if token.kind == Kind::Symbol => depth += 1,
+            ")" | "]" | "}" if token.kind == Kind::Symbol => depth = depth.saturating_sub(1),
+            ";" if token.kind == Kind::Symbol && depth == 0 => {
+                let (policy, end) = (&tokens[begin..=n], token.offset + 1);
+                let start = policy.first().map_or(end, |t| t.offset);
+                if effect(policy) == Some("forbid") {
+                    let hash = super::sha256_text(text.get(start..end).unwrap_or_default().as_bytes());
+                    found.push(ForbidText {
+                        id: id(policy).unwrap_or_default().to_owned(),
+                        text: text.get(from..end).unwrap_or_default().trim().to_owned(),
+                        text_hash: hash.trim_start_matches("sha256:").to_owned(),
+                    });
+                }
+                (from, begin) = (end, n + 1);
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// `permit` or `forbid`: the first word of a policy that is no annotation's name.
+fn effect<'a>(policy: &[Token<'a>]) -> Option<&'a str> {
+    let words = policy.iter().enumerate().filter(|(_, t)| t.kind == Kind::Ident);
+    words.map(|(n, t)| (n, t.text)).find(|(n, _)| *n == 0 || policy[n - 1].text != "@").map(|(_, text)| text)
+}
+
+/// The text of `@id("…")`. Ids hold nothing that would be escaped.
+fn id<'a>(policy: &[Token<'a>]) -> Option<&'a str> {
+    let at = policy.windows(4).find(|w| w[0].text == "@" && w[1].text == "id" && w[3].kind == Kind::Text)?;
+    Some(at[3].text.trim_matches('"'))
+}
+
+/// Where principal, action and resource stand in the head of a policy, annotations before it or not; None where it has none.
+pub fn scope(policy: &str) -> Option<[std::ops::Range<usize>; 3]> {
+    let tokens = lex("", policy, RefusalCode::CedarSyntax).ok()?;
+    let effect = |pair: &[Token<'_>]| {
+        pair[0].kind == Kind::Ident && matches!(pair[0].text, "permit" | "forbid") && pair[1].text == "("
+    };
+    // An annotation may be called `permit`, too: it has an `@` before it.
+    let head = (0..tokens.len().saturating_sub(1))
+        .find(|n| effect(&tokens[*n..*n + 2]) && (*n == 0 || tokens[*n - 1].text != "@"))?;
+    let (mut depth, mut parts, mut first) = (0_usize, Vec::new(), None);
+    for token in &tokens[head + 1..] {
+        let symbol = token.kind == Kind::Symbol;
+        if symbol && matches!(token.text, ")" | "]" | "}") {
+            depth -= 1;
+        }
+        if symbol && (depth == 0 || (depth == 1 && token.text == ",")) && first.is_some() {
+            parts.push(first.take()?);
+        } else if depth > 0 {
+            let begin = first.as_ref().map_or(token.offset, |r: &std::ops::Range<usize>| r.start);
+            first = Some(begin..token.offset + token.text.len());
+        }
+        if symbol && closer(token.text).is_some() {
+            depth += 1;
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    parts.try_into().ok()
+}
+
 /// Whether a token makes Cedar's tree one deeper.
 fn chains(token: &Token<'_>) -> bool {
     match token.kind {
@@ -462,5 +543,20 @@ mod tests {
     fn deep_json_is_refused() {
         assert!(json("entities.json", &"[".repeat(33), 1000).is_err());
         assert!(json("entities.json", &format!("[\"{}\"]", "[".repeat(99)), 1000).is_ok());
+    }
+
+    #[test]
+    fn forbids_are_cut_out_as_they_were_written() {
+        let text = "// Head.\n@id(\"a\") permit(principal, action, resource); // after a\n\
+                    // About b;\n@reason(\"forbid; permit\") @id(\"b\")\n  forbid(principal, action, resource) when { [1, 2].contains(1) };\n\
+                    @id(\"forbid\") permit(principal, action, resource) when { \"forbid;\" == \"forbid\" };\n\
+                    forbid(principal, action, resource) when { context has x }; ";
+        let found = forbids("f.cedar", text).unwrap();
+        let ids: Vec<_> = found.iter().map(|f| f.id.as_str()).collect();
+        assert_eq!(ids, ["b", ""]);
+        assert!(found[0].text.starts_with("// after a\n// About b;\n@reason"), "{}", found[0].text);
+        assert!(found[0].text.ends_with("contains(1) };"), "{}", found[0].text);
+        let own = &text[text.find("@reason").unwrap()..text.find("contains(1) };").unwrap() + "contains(1) };".len()];
+        assert_eq!(format!("sha256:{}", found[0].text_hash), crate::policy::sha256_text(own.as_bytes()));
     }
 }

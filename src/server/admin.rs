@@ -1,5 +1,7 @@
 //! What humans read: decisions of a tenant, and the audit chain. Audience `remit-admin`, verb `get` on `decisions`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
@@ -9,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::authn::Audience;
+use super::authn::{Audience, Identity};
 use super::caller::{authenticate, may, named};
 use super::error::HttpError;
 use super::{AppState, Server};
@@ -93,24 +95,25 @@ pub async fn audit_tombstones(State(state): State<AppState>, parts: Parts) -> Re
 
 /// UID of the namespace as it is now: a re-created one does not see its predecessor's decisions. Empty where Remit knows
 /// no such tenant, as in the records of callers from there. Staleness does not matter here: nothing is decided.
-fn uid(state: &Server, tenant: &str) -> Result<String, HttpError> {
+pub(super) fn uid(state: &Server, tenant: &str) -> Result<String, HttpError> {
     if state.freshness.age(state.clock.instant()).is_none() {
         return Err(HttpError::unavailable("not_synced", "Remit has not read its objects yet."));
     }
     Ok(state.snapshot.load().tenants.get(tenant).map(|t| t.uid.clone()).unwrap_or_default())
 }
 
-async fn authorized(state: &Server, parts: &Parts, namespace: &str) -> Result<(), HttpError> {
+/// Who reads decisions there, if they may.
+pub(super) async fn authorized(state: &Server, parts: &Parts, namespace: &str) -> Result<Arc<Identity>, HttpError> {
     let caller = authenticate(state, &parts.headers, &parts.extensions, Audience::Admin).await?;
     if may(state, &caller.identity, "get", "decisions", namespace).await? {
-        return Ok(());
+        return Ok(caller.identity);
     }
     let message =
         format!("{:?} may not `get` `decisions.remit.dev` in namespace {namespace:?}.", caller.identity.username);
     Err(HttpError::forbidden("not_allowed", message))
 }
 
-fn failed(error: StoreError) -> HttpError {
+pub(super) fn failed(error: StoreError) -> HttpError {
     match error {
         StoreError::Invalid { field, why } => HttpError::field(WRONG, field, why),
         other => {

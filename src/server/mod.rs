@@ -21,6 +21,7 @@ mod journal;
 mod lanes;
 mod metrics;
 pub mod openapi;
+mod outcome;
 mod request_id;
 mod retention;
 mod review_api;
@@ -28,6 +29,7 @@ mod reviews;
 mod search;
 mod sessions;
 pub mod tls;
+mod why;
 mod wire;
 
 #[cfg(test)]
@@ -61,6 +63,7 @@ pub use reviews::NoVerdict;
 pub use sessions::Sessions;
 
 use crate::gate::{CheckInput, Checked, Snapshot};
+use crate::source::past::PastPackages;
 use crate::store::{Journal, Store};
 
 /// The gates as the server calls them: `gate::check`, or a stand-in in tests of the server itself.
@@ -118,6 +121,8 @@ pub struct Server {
     pub gate: Gate,
     /// Where long evaluations wait, by tenant.
     pub lanes: Lanes,
+    /// Packages that were in force before, for explaining.
+    pub past: Arc<dyn PastPackages>,
 }
 
 pub use lanes::Lanes;
@@ -151,6 +156,7 @@ pub fn router(state: AppState) -> Router {
             .route(&format!("{prefix}/access/v1/search/resource"), post(search::resource))
             .route(&format!("{prefix}/access/v1/search/subject"), post(search::subject))
             .route(&format!("{prefix}/access/v1/search/action"), post(search::action))
+            .route(&format!("{prefix}/decisions/{{id}}/outcome"), post(outcome::report))
             .route(&format!("{prefix}/sessions"), post(sessions::open))
             .route(&format!("{prefix}/sessions/{{id}}"), delete(sessions::end))
             .route(&format!("{prefix}/sessions/{{id}}/heartbeat"), post(sessions::heartbeat))
@@ -163,6 +169,7 @@ pub fn router(state: AppState) -> Router {
         .route("/openapi.json", get(discovery::openapi))
         .route("/admin/tenants/{tenant}/decisions", get(admin::list))
         .route("/admin/tenants/{tenant}/decisions/{id}", get(admin::one))
+        .route("/admin/tenants/{tenant}/decisions/{id}/why", get(why::explain))
         .route("/admin/audit/records", get(admin::audit_records))
         .route("/admin/audit/anchors", get(admin::audit_anchors))
         .route("/admin/audit/tombstones", get(admin::audit_tombstones))

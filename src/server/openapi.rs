@@ -1,5 +1,7 @@
 //! The OpenAPI 3.1 document of the HTTP surface.
 
+mod explain;
+
 use serde_json::{Value, json};
 
 /// The document, as served at `/openapi.json` and committed in docs/.
@@ -92,6 +94,16 @@ fn paths() -> Value {
                 }}),
             );
         }
+        let decision = json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}});
+        paths.insert(
+            format!("{prefix}/decisions/{{id}}/outcome"),
+            json!({"post": {
+                "operationId": id("reportOutcome"), "tags": ["AuthZEN"], "summary": "Say what became of an allowed call",
+                "description": format!("{of} Once for each decision, by the caller who asked for it; the same said again is no error."),
+                "parameters": with(vec![decision]), "requestBody": body("CallOutcome", true),
+                "responses": {"204": {"description": "It is kept."}, "default": reference("responses", "Error")}
+            }}),
+        );
         paths.insert(
             format!("{prefix}/sessions"),
             json!({"post": {
@@ -163,6 +175,14 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
         "parameters": [reference("parameters", "Tenant"), {"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}],
         "responses": responses("200", "The decision with its record.", "StoredDecision")
     }}));
+    paths.insert("/admin/tenants/{tenant}/decisions/{id}/why".into(), json!({"get": {
+        "operationId": "explainDecision", "tags": ["Record"], "summary": "Why a decision fell as it did",
+        "description": "Needs verb `get` on `decisions.remit.dev` in the namespace. From the record and the packages that it names: the \
+            determining policies with place and values, or on a default deny the nearest permits with what failed first. Texts of the \
+            platform's policies are shown to who has the verb in the operator's namespace, too.", "security": security,
+        "parameters": [reference("parameters", "Tenant"), {"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}],
+        "responses": responses("200", "The explanation.", "Why")
+    }}));
     let audit = "Needs verb `get` on `decisions.remit.dev` in the operator's namespace.";
     paths.insert("/admin/audit/records".into(), json!({"get": {
         "operationId": "auditRecords", "tags": ["Record"], "summary": "Rows of the hash chain, one JSON object a line",
@@ -216,30 +236,7 @@ fn schemas() -> Value {
     batch["evaluations"] = json!({"type": "array", "maxItems": super::wire::MAX_ITEMS, "items": {"type": "object", "properties": question}});
     batch["options"] = json!({"type": "object", "properties": {"evaluations_semantic": {
         "enum": ["execute_all", "deny_on_first_deny", "permit_on_first_permit"], "default": "execute_all"}}});
-    let searched = json!({"type": "object", "required": ["type"], "properties": {"type": text, "id": text}});
-    let search = json!({"subject": searched, "action": action, "resource": searched, "context": context,
-        "page": {"type": "object", "properties": {
-            "token": {"type": "string", "description": "`next_token` of the former page of the same search."},
-            "limit": {"type": "integer", "minimum": 0, "description": "Most results of the page; 1000 if not set, and at most."}
-        }},
-        "options": {"type": "object", "properties": {"details": {"type": "boolean", "description": "Gateways: with `context.details`."}}}
-    });
-    json!({
-        "SearchRequest": {"type": "object", "properties": search,
-            "description": "As an evaluation, but the entity that is searched for (its `id`, or the action) is left out and `context.arguments` is not taken."},
-        "SearchResponse": {"type": "object", "required": ["page", "results"], "properties": {
-            "page": {"type": "object", "required": ["next_token"], "properties": {
-                "next_token": {"type": "string", "description": "Empty on the last page."}, "count": {"type": "integer"}}},
-            "context": {"type": "object", "properties": {"details": {"type": "array", "description": "One for each result, in their order.", "items": {
-                "type": "object", "required": ["id", "allowed", "approval"], "properties": {
-                    "id": {"type": "string"}, "tier": {"enum": ["read", "write", "admin"]},
-                    "allowed": {"enum": ["maybe", "always"]}, "approval": {"enum": ["no", "maybe", "always"]},
-                    "depends": {"type": "array", "description": "Policies that depend on the call, with the conditions that do.", "items": {"type": "object", "properties": {
-                        "policy": {"type": "string"}, "effect": {"enum": ["permit", "forbid", "ask"]},
-                        "conditions": {"type": "array", "items": {"type": "string"}}}}}
-                }}}}},
-            "results": {"type": "array", "items": {"type": "object", "properties": {"type": text, "id": text, "name": text}}}
-        }},
+    let mut schemas = json!({
         "EvaluationRequest": {"type": "object", "required": ["subject", "action", "resource"], "properties": question},
         "EvaluationsRequest": {"type": "object", "properties": batch},
         "Decision": {"type": "object", "required": ["decision"], "properties": {
@@ -282,7 +279,14 @@ fn schemas() -> Value {
         "StoredDecision": {"type": "object", "required": ["seq", "hash", "record"], "properties": {
             "seq": {"type": "integer", "description": "Gap-free number in the writer's chain."},
             "hash": {"type": "string", "description": "Hash of the chain up to here."},
-            "record": {"type": "object"}
+            "record": {"type": "object"},
+            "call": {"$ref": "#/components/schemas/CallOutcome"}
+        }},
+        "CallOutcome": {"type": "object", "required": ["outcome"], "properties": {
+            "outcome": {"enum": ["success", "tool_error", "failed", "cancelled", "not_sent"],
+                "description": "The tool answered; it answered that it failed; its server failed; the agent took the call back; it was never sent."},
+            "duration_ms": {"type": "integer", "minimum": 0},
+            "time": {"type": "string", "format": "date-time", "readOnly": true, "description": "When it was reported."}
         }},
         "DecisionPage": {"type": "object", "required": ["items"], "properties": {
             "items": {"type": "array", "items": {"$ref": "#/components/schemas/StoredDecision"}},
@@ -294,7 +298,11 @@ fn schemas() -> Value {
             "field": {"type": "string", "description": "What was wrong."},
             "decision_id": {"type": "string", "description": "The record of the refusal, where one was kept."}
         }}
-    })
+    });
+    if let Some(all) = schemas.as_object_mut() {
+        all.extend(explain::schemas(&action, &context));
+    }
+    schemas
 }
 
 fn reference(kind: &str, name: &str) -> Value {

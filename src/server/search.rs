@@ -8,6 +8,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -49,7 +50,7 @@ impl Kind {
 pub struct Found {
     page: PageInfo,
     #[serde(skip_serializing_if = "Option::is_none")]
-    context: Option<Details>,
+    context: Option<Said>,
     results: Vec<Value>,
 }
 
@@ -59,10 +60,15 @@ struct PageInfo {
     count: usize,
 }
 
-/// How far each result is settled, and on what it depends. Only gateways hear it, and only when they ask.
+/// What else a reader of the results should know.
 #[derive(Serialize)]
-struct Details {
-    details: Vec<Detail>,
+struct Said {
+    /// Until when the tenant only observes: what the package does not list, tools included, could be allowed too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observed_until: Option<Timestamp>,
+    /// How far each result is settled, and on what it depends. Only gateways hear it, and only when they ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Vec<Detail>>,
 }
 
 #[derive(Serialize)]
@@ -221,12 +227,18 @@ fn run(state: &AppState, call: &Call, search: &Search) -> Result<Found, HttpErro
         }
         (Kind::Action, _) => package.into_iter().flat_map(|p| p.actions()).collect(),
     };
+    if search.kind == Kind::Resource && tenant.profile.observes(state.clock.now()).is_some() {
+        // While the tenant observes, so may be every tool that no package lists: what the platform says of such a one stands for all.
+        names.push(ANY);
+    }
     names.sort_unstable();
     let first = search.after.as_deref().map_or(0, |after| names.partition_point(|name| *name <= after));
+    let observed_until = tenant.profile.observes(state.clock.now());
     let details = search.details && call.caller.kind == CallerKind::Gateway;
     let mut found = Found {
         page: PageInfo { next_token: String::new(), count: 0 },
-        context: details.then(|| Details { details: Vec::new() }),
+        context: (details || observed_until.is_some())
+            .then(|| Said { observed_until, details: details.then(Vec::new) }),
         results: Vec::new(),
     };
     let (mut last, mut work) = (search.after.clone().unwrap_or_default(), 0_u64);
@@ -266,9 +278,9 @@ fn run(state: &AppState, call: &Call, search: &Search) -> Result<Found, HttpErro
             Kind::Subject => json!({"type": request.subject.type_, "id": name}),
             Kind::Action => json!({"name": name}),
         });
-        if let Some(context) = &mut found.context {
+        if let Some(details) = found.context.as_mut().and_then(|c| c.details.as_mut()) {
             let tool = Some(request.resource.id.as_str()).filter(|_| request.resource.type_ == "tool");
-            context.details.push(Detail {
+            details.push(Detail {
                 id: (*name).to_owned(),
                 tier: tool.and_then(|t| package?.tool(t)).map(|t| t.tier.as_str()),
                 allowed: prospects.allowed.as_str(),

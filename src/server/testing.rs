@@ -27,6 +27,7 @@ use crate::api::{
 };
 use crate::gate::{self, AgentEntry, CheckInput, Checked, DecisionRecord, IdentityOwner, Outcome, Snapshot, Tenant};
 use crate::policy::{AgentFacts, Ask as PolicyAsk, CompiledPackage, PolicyRef, Side, base_platform};
+use crate::source::past::{NothingPast, PastPackages};
 use crate::store::{Committed, Journal, SqliteOptions, SqliteStore, StoreError, StoreFuture};
 
 /// Time that stands still unless moved.
@@ -291,8 +292,31 @@ impl World {
             settings: Settings { commit_timeout: Duration::from_millis(100), ..Settings::default() },
             gate,
             lanes: Lanes::default(),
+            past: Arc::new(NothingPast),
         });
         Self { router: router(state.clone()), state, clock, journal, rights, store, _dir: dir }
+    }
+
+    /// The same server, with packages that were in force before.
+    pub fn remembering(self, past: Arc<dyn PastPackages>) -> Self {
+        let s = &self.state;
+        let state = Arc::new(Server {
+            snapshot: s.snapshot.clone(),
+            freshness: s.freshness.clone(),
+            journal: s.journal.clone(),
+            store: s.store.clone(),
+            authenticator: s.authenticator.clone(),
+            authorizer: s.authorizer.clone(),
+            sessions: s.sessions.clone(),
+            metrics: s.metrics.clone(),
+            clock: s.clock.clone(),
+            redaction_key: s.redaction_key.clone(),
+            settings: s.settings.clone(),
+            gate: s.gate,
+            lanes: Lanes::default(),
+            past,
+        });
+        Self { router: router(state.clone()), state, ..self }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Reply {

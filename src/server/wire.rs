@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::error::HttpError;
 use super::ijson;
 use crate::api::{Delegator, DelegatorKind};
+use crate::gate::spelling::distance;
 use crate::gate::{ActionRef, CheckRequest, Decision, DecisionRecord, EntityRef, Outcome};
 use crate::policy::{CallerKind, PolicyError};
 
@@ -280,24 +281,6 @@ fn looks_like(key: &str, known: &str) -> bool {
     let (a, b) = (plain(key), plain(known));
     let most = if b.len() >= 8 { 2 } else { 1 };
     a.len().abs_diff(b.len()) <= most && distance(&a, &b) <= most
-}
-
-/// Edit distance with transpositions (optimal string alignment).
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let cost = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + cost);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 /// A decision as AuthZEN answers it.

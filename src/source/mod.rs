@@ -10,5 +10,6 @@ pub mod index;
 pub mod judge;
 pub mod kubernetes;
 mod object;
+pub mod past;
 pub mod recorded;
 pub mod snapshot;

@@ -6,9 +6,12 @@
 
 mod cluster;
 mod control_plane;
+pub mod folder;
 mod http;
+pub mod jwt;
 pub mod mcp;
 mod operator;
+pub mod peers;
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -95,6 +97,24 @@ def test_nobody_there() -> None:
         asyncio.run(client("unix:///nowhere/remit.sock").acheck("git/push", {}))
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_clock_runs_from_the_first_step(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up a name can't be interrupted: who asked does not wait for it."""
+    looked_up = threading.Event()
+
+    def hang(*_: Any) -> None:
+        looked_up.wait(600)
+        raise OSError("no such name")
+
+    monkeypatch.setattr("socket.create_connection", hang)
+    remit = client("https://remit.example", timeout=0.3)
+    try:
+        with pytest.raises(RemitUnavailable, match="no answer within 300 ms"):
+            asyncio.run(remit.acheck("git/push", {})) if asynchronous else remit.check("git/push", {})
+    finally:
+        looked_up.set()
+
+
 def test_question_and_answer() -> None:
     answer = {"decision": False, "context": {"code": "denied_by_policy", "reason": "Open a pull request.", "rule": "no-force"}}
     with FakeRemit(reply(answer)) as fake:
@@ -124,6 +144,23 @@ def test_observe_is_an_allow_that_says_so() -> None:
     with FakeRemit(reply({"decision": True, "context": context})) as fake:
         decision = client(fake.url).check("git/push", {})
         assert decision.would_be == {"decision": False, "code": "no_permit"}
+
+
+@pytest.mark.parametrize("status, said", [("401 Unauthorized", "401 token_rejected"), ("200 OK", "can't be reached")])
+def test_an_answer_that_comes_before_the_question_was_read(status: str, said: str) -> None:
+    def hasty(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.sendall(reply({**ALLOW, "code": "token_rejected"}, status))
+        connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+    with socket.socket(socket.AF_UNIX) as listener, tempfile.TemporaryDirectory() as folder:
+        listener.bind(f"{folder}/s")
+        listener.listen()
+        threading.Thread(target=hasty, args=(listener,), daemon=True).start()
+        # Larger than what a socket buffers, so that the question can't have been sent.
+        with pytest.raises(RemitUnavailable, match=said):
+            client(f"unix://{folder}/s", timeout=60).check("git/push", {"text": "x" * (1 << 22)})
 
 
 def test_environment_and_a_token_that_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

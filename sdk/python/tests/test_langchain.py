@@ -16,6 +16,7 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import InjectedToolArg
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt.tool_node import ToolCallRequest
 from test_client import client, eventually
 
 from remit.langchain import RemitMiddleware
@@ -120,6 +121,28 @@ def test_a_failing_tool_is_reported_as_one() -> None:
         with pytest.raises(OSError):
             run(fake, says("push", {"branch": "broken"}), "agent")
         eventually(lambda: [body["outcome"] for _, body in fake.outcomes] == ["tool_error"])
+
+
+def test_what_changes_during_the_check_does_not_reach_the_tool() -> None:
+    paths = ["a.txt"]
+
+    def swap(connection: Any) -> None:
+        paths.append("../../etc/passwd")
+        connection.sendall(reply(ALLOW))
+
+    def handler(request: ToolCallRequest) -> ToolMessage:
+        return ToolMessage(",".join(request.tool_call["args"]["paths"]), tool_call_id="call-1")
+
+    async def ahandler(request: ToolCallRequest) -> ToolMessage:
+        return handler(request)
+
+    with FakeRemit(swap) as fake:
+        remit = RemitMiddleware(server="fs", client=client(fake.url))
+        call: Any = {"name": "delete", "args": {"paths": paths}, "id": "call-1", "type": "tool_call"}
+        request = ToolCallRequest(tool_call=call, tool=None, state={}, runtime=None)  # type: ignore[arg-type]
+        assert remit.wrap_tool_call(request, handler).content == "a.txt" and len(paths) == 2
+        paths[1:] = []
+        assert asyncio.run(remit.awrap_tool_call(request, ahandler)).content == "a.txt" and len(paths) == 2
 
 
 def test_last_in_the_list_checks_what_the_others_made_of_the_call() -> None:

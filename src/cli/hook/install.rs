@@ -20,8 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub struct Install {
     /// The coding agent.
-    #[arg(value_enum)]
-    agent: Agent,
+    #[arg(value_enum, value_name = "CODING_AGENT")]
+    coding_agent: Agent,
     #[command(flatten)]
     pdp: PdpArgs,
     /// Leave what the policy allows to the agent's own permission prompts, instead of answering them
@@ -73,15 +73,12 @@ pub fn run(args: &Install) -> ExitCode {
 }
 
 fn install(args: &Install) -> Result<u8, CommandError> {
-    let agent = match args.agent {
+    let agent = match args.coding_agent {
         Agent::ClaudeCode => CodingAgent::ClaudeCode,
         Agent::GeminiCli => CodingAgent::GeminiCli,
     };
     let settings = settings(agent, &args.place)?;
-    let (flags, policy) = if args.uninstall { (Vec::new(), None) } else { flags(args)? };
-    if !args.uninstall && !args.print {
-        works(&args.pdp)?;
-    }
+    let (flags, policy) = if args.uninstall { (Vec::new(), None) } else { flags(args, works(&args.pdp)?)? };
     let program = std::env::current_exe().and_then(|path| path.canonicalize());
     let program = program.map_err(|e| CommandError::Usage(format!("this program's own path is not known: {e}")))?;
     let plan = Installation { agent, program, flags, settings: settings.clone(), policy };
@@ -144,19 +141,20 @@ fn say(args: &Install, agent: CodingAgent, settings: &Path, written: &Written) -
     Ok(())
 }
 
-/// A hook that can't answer blocks everything: better said now.
-fn works(args: &PdpArgs) -> Result<(), CommandError> {
+/// A hook that can't answer blocks everything: better said now. Gives the name of the agent that acts: written down, no call has to
+/// look for it.
+fn works(args: &PdpArgs) -> Result<String, CommandError> {
     let failed = |e: &dyn std::fmt::Display| CommandError::Usage(e.to_string());
     let runtime = crate::laptop::runtime().map_err(|e| failed(&e))?;
     runtime.block_on(async {
-        let (pdp, _) = args.open().await.map_err(|e| failed(&e))?;
+        let (pdp, agent) = args.open().await.map_err(|e| failed(&e))?;
         pdp.close().await;
-        Ok(())
+        Ok(agent)
     })
 }
 
 /// The hook's flags, and the policy's folder. Paths are absolute: the agent starts the hook anywhere.
-fn flags(args: &Install) -> Result<(Vec<String>, Option<PathBuf>), CommandError> {
+fn flags(args: &Install, agent: String) -> Result<(Vec<String>, Option<PathBuf>), CommandError> {
     let pdp = &args.pdp;
     let absolute =
         |path: &Path| std::path::absolute(path).map_err(|e| CommandError::Usage(format!("{}: {e}", path.display())));
@@ -179,7 +177,8 @@ fn flags(args: &Install) -> Result<(Vec<String>, Option<PathBuf>), CommandError>
     } else {
         return Err(CommandError::Usage("say where to ask: --policy DIR, or --remit URL".into()));
     }
-    for (name, value) in [("--tenant", &pdp.tenant), ("--agent", &pdp.agent), ("--session", &pdp.session)] {
+    flag("--agent", agent);
+    for (name, value) in [("--tenant", &pdp.tenant), ("--session", &pdp.session)] {
         if let Some(value) = value {
             flag(name, value.clone());
         }

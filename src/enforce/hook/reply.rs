@@ -95,12 +95,16 @@ fn denied(verdict: &Verdict) -> String {
 }
 
 fn awaiting(verdict: &Verdict) -> String {
-    let groups: Vec<&str> = verdict.asks.iter().map(String::as_str).collect();
+    let name = |group: &String| match group.as_str() {
+        DELEGATOR => "the person for whom you act (whom this session can't ask)".to_owned(),
+        group => format!("{group:?}"),
+    };
+    let groups: Vec<String> = verdict.asks.iter().map(name).collect();
     let whom = if groups.is_empty() { "somebody who may approve it".to_owned() } else { groups.join(" and ") };
     let word = verdict.rule.as_deref().unwrap_or(&verdict.code);
     let text = format!(
-        "refused ({word}): {} This call was not made: {whom} must approve it, not the user of this session. \
-         Don't try it in another way; say what you wanted to do and why, and go on with something else.",
+        "refused ({word}): {} The call was not made: it needs approval by {whom}. Don't try it in another way; say what you \
+         wanted to do and why, and go on with something else.",
         ended(&verdict.reason)
     );
     signed(&text, verdict)

@@ -126,7 +126,7 @@ fn only_what_the_delegator_may_confirm_is_asked_and_only_where_a_human_would_see
     assert_eq!(decision(&[], Some("default")), "deny");
     let told = claude(&event("Bash"), verdict(Ruling::ApprovalRequired, &["leads"]));
     let reason = told["permissionDecisionReason"].as_str().unwrap();
-    assert!(reason.contains("leads must approve it") && reason.contains("[decision d-1]"), "{reason}");
+    assert!(reason.contains("needs approval by \"leads\"") && reason.contains("[decision d-1]"), "{reason}");
 }
 
 #[test]

@@ -8,6 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use crate::enforce::mcp::methods::{META_VERSION, MODERN};
+use crate::server::parse_json;
+
 /// The revision.
 pub const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 /// `method` of the body.
@@ -47,7 +50,7 @@ impl Repeated {
         let text = |key: &str| params.and_then(|p| p.get(key)).and_then(Value::as_str).map(str::to_owned);
         let meta = params.and_then(|p| p.get("_meta")).and_then(Value::as_object);
         Self {
-            version: meta.and_then(|m| m.get(crate::enforce::mcp::META_VERSION)).and_then(Value::as_str).map(str::to_owned),
+            version: meta.and_then(|m| m.get(META_VERSION)).and_then(Value::as_str).map(str::to_owned),
             method: method.map(str::to_owned),
             name: match method {
                 Some("tools/call" | "prompts/get") => text("name"),
@@ -57,6 +60,13 @@ impl Repeated {
         }
     }
 
+    /// The same of a message's bytes.
+    pub fn read(message: &[u8]) -> Self {
+        let members = parse_json(message).ok();
+        let method = members.as_ref().and_then(|m| m.get("method")).and_then(Value::as_str);
+        Self::of(method, members.as_ref().and_then(|m| m.get("params")).and_then(Value::as_object))
+    }
+
     /// Whether the headers say the same. In the newer era they must be there.
     pub fn agrees(&self, headers: &HeaderMap, request: bool) -> Result<(), Mismatch> {
         let version = one(headers, &VERSION)?;
@@ -64,7 +74,7 @@ impl Repeated {
             (Some(body), Some(header)) if body == header => {}
             (Some(_), Some(_)) => return mismatch("MCP-Protocol-Version and the body's protocol version differ"),
             (Some(_), None) => return mismatch("MCP-Protocol-Version is missing"),
-            (None, Some(header)) if crate::enforce::mcp::MODERN.contains(&header) && request => {
+            (None, Some(header)) if MODERN.contains(&header) && request => {
                 return mismatch("MCP-Protocol-Version names a revision that the body does not");
             }
             (None, _) => {}
@@ -100,7 +110,10 @@ impl Repeated {
 
 /// The `Mcp-Param-*` headers of a call, each of which some argument says, too. (Which one, the tool's schema knows: its server
 /// compares again.)
-pub fn params(headers: &HeaderMap, arguments: Option<&Map<String, Value>>) -> Result<Vec<(HeaderName, HeaderValue)>, Mismatch> {
+pub fn params(
+    headers: &HeaderMap,
+    arguments: Option<&Map<String, Value>>,
+) -> Result<Vec<(HeaderName, HeaderValue)>, Mismatch> {
     let mut out = Vec::new();
     for name in headers.keys().filter(|name| name.as_str().starts_with(PARAM)) {
         let sent = one(headers, name)?.unwrap_or_default();
@@ -122,7 +135,8 @@ fn says(value: &Value, text: &str) -> bool {
         Value::String(s) => s == text,
         Value::Bool(b) => text == if *b { "true" } else { "false" },
         Value::Number(n) => {
-            n.to_string() == text || n.as_f64().is_some_and(|n| text.parse::<f64>().is_ok_and(|t| t.is_finite() && t == n))
+            n.to_string() == text
+                || n.as_f64().is_some_and(|n| text.parse::<f64>().is_ok_and(|t| t.is_finite() && t == n))
         }
         Value::Object(map) => map.values().any(|v| says(v, text)),
         Value::Null | Value::Array(_) => false,
@@ -178,7 +192,8 @@ mod tests {
     }
 
     fn modern(name: &str) -> Repeated {
-        let params = json!({"name": name, "uri": "x", "_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}});
+        let params =
+            json!({"name": name, "uri": "x", "_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}});
         Repeated::of(Some("tools/call"), params.as_object())
     }
 
@@ -191,7 +206,14 @@ mod tests {
             some.remove(leave_out);
             assert!(modern("read").agrees(&headers(&some), true).is_err(), "{leave_out}");
         }
-        for (at, value) in [(0, "2025-11-25"), (1, "tools/list"), (1, "Tools/Call"), (2, "write"), (2, "read "), (2, "=?base64?d3JpdGU=?=")] {
+        for (at, value) in [
+            (0, "2025-11-25"),
+            (1, "tools/list"),
+            (1, "Tools/Call"),
+            (2, "write"),
+            (2, "read "),
+            (2, "=?base64?d3JpdGU=?="),
+        ] {
             let mut some = good.to_vec();
             some[at].1 = value;
             if value != "read " {
@@ -200,7 +222,11 @@ mod tests {
         }
         let twice = [good[0], good[1], good[2], ("mcp-name", "write")];
         assert!(modern("read").agrees(&headers(&twice), true).is_err());
-        assert!(modern("r\u{e9}ad").agrees(&headers(&[good[0], good[1], ("mcp-name", "=?base64?csOpYWQ=?=")]), true).is_ok());
+        assert!(
+            modern("r\u{e9}ad")
+                .agrees(&headers(&[good[0], good[1], ("mcp-name", "=?base64?csOpYWQ=?=")]), true)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -225,7 +251,10 @@ mod tests {
             map
         };
         let map = written(modern("read"));
-        assert_eq!((&map[VERSION], &map[METHOD], &map[NAME]), (&"2026-07-28".parse().unwrap(), &"tools/call".parse().unwrap(), &"read".parse().unwrap()));
+        assert_eq!(
+            (&map[VERSION], &map[METHOD], &map[NAME]),
+            (&"2026-07-28".parse().unwrap(), &"tools/call".parse().unwrap(), &"read".parse().unwrap())
+        );
         for name in ["r\u{e9}ad", " x", "a\nb", "=?base64?x?="] {
             let map = written(modern(name));
             assert!(modern(name).agrees(&map, true).is_ok(), "{name:?}");
@@ -240,7 +269,12 @@ mod tests {
         let check = |name: &str, value: &str| params(&headers(&[(name, value)]), arguments.as_object()).is_ok();
         assert!(check("mcp-param-region", "eu") && check("Mcp-Param-N", "42.0") && check("mcp-param-b", "true"));
         assert!(check("mcp-param-text", "=?base64?Z3LDvG4=?="));
-        for (name, value) in [("mcp-param-region", "us"), ("mcp-param-x", "null"), ("mcp-param-n", "43"), ("mcp-param-t", "=?base64?!?=")] {
+        for (name, value) in [
+            ("mcp-param-region", "us"),
+            ("mcp-param-x", "null"),
+            ("mcp-param-n", "43"),
+            ("mcp-param-t", "=?base64?!?="),
+        ] {
             assert!(!check(name, value), "{name} {value}");
         }
         assert!(params(&headers(&[("mcp-param-a", "eu")]), None).is_err());

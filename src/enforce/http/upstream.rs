@@ -12,7 +12,7 @@ use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
@@ -32,8 +32,21 @@ const PROMPT: Duration = Duration::from_secs(30);
 const MAX_FILE: u64 = 64 * 1024;
 /// Headers that are Remit's own business.
 const RESERVED: &[&str] = &[
-    "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
-    "keep-alive", "last-event-id", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "last-event-id",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// Where the server is and what it is told.
@@ -142,7 +155,7 @@ impl Upstream {
         connector.set_keepalive(Some(Duration::from_secs(30)));
         connector.set_nodelay(true);
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(args.upstream_ca_file.as_deref())?)
+            .with_tls_config(tls(args.upstream_ca_file.as_deref(), uri.scheme_str() == Some("https"))?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
@@ -203,7 +216,8 @@ impl Upstream {
     pub async fn listen(&self, route: &Route, after: Option<&str>) -> Result<Option<Stream>, UpstreamError> {
         let mut request = self.request(Method::GET, route, "text/event-stream")?;
         if let Some(id) = after {
-            let id = HeaderValue::from_str(id).map_err(|_| UpstreamError::Answer("an event's id is no header".into()))?;
+            let id =
+                HeaderValue::from_str(id).map_err(|_| UpstreamError::Answer("an event's id is no header".into()))?;
             request.headers_mut().insert("last-event-id", id);
         }
         let response = self.send(request, ANSWER).await?;
@@ -220,7 +234,12 @@ impl Upstream {
         self.send(request, PROMPT).await.map(|_| ())
     }
 
-    fn request(&self, method: Method, route: &Route, accept: &'static str) -> Result<Request<Full<Bytes>>, UpstreamError> {
+    fn request(
+        &self,
+        method: Method,
+        route: &Route,
+        accept: &'static str,
+    ) -> Result<Request<Full<Bytes>>, UpstreamError> {
         let mut request = Request::new(Full::default());
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();
@@ -311,7 +330,8 @@ pub(super) fn media_type(headers: &HeaderMap) -> String {
 fn address(url: &str, plain: bool) -> Result<Uri, UpstreamError> {
     let wrong = |why| UpstreamError::Address { url: url.escape_debug().take(200).collect(), why };
     let uri: Uri = url.parse().map_err(|_| wrong("not a URL such as https://mcp.example/mcp"))?;
-    let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(|| wrong("not a URL such as https://mcp.example/mcp"))?;
+    let host =
+        uri.host().filter(|h| !h.is_empty()).ok_or_else(|| wrong("not a URL such as https://mcp.example/mcp"))?;
     if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
         return Err(wrong("credentials don't belong into it: use --upstream-token-file"));
     }
@@ -329,10 +349,11 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn tls(ca: Option<&Path>) -> Result<rustls::ClientConfig, UpstreamError> {
+fn tls(ca: Option<&Path>, https: bool) -> Result<rustls::ClientConfig, UpstreamError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let wrong = |e: rustls::Error| UpstreamError::Tls(e.to_string());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(wrong)?;
+    let builder =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(wrong)?;
     let mut roots = rustls::RootCertStore::empty();
     match ca {
         Some(path) => {
@@ -345,10 +366,13 @@ fn tls(ca: Option<&Path>) -> Result<rustls::ClientConfig, UpstreamError> {
                 return Err(wrong("no certificate in it".into()));
             }
         }
-        // An empty store trusts nobody, so a system without CAs fails when a server is asked over TLS, not before.
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        None if https => {
+            let builder = builder.with_native_roots();
+            let builder = builder.map_err(|e| UpstreamError::Tls(format!("this system's CAs: {e}")))?;
+            return Ok(builder.with_no_client_auth());
         }
+        // Nobody is asked over TLS, so a system without CAs is no error.
+        None => {}
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
@@ -383,7 +407,8 @@ fn header_file(path: &Path) -> Result<HeaderMap, UpstreamError> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let wrong = |why: &str| UpstreamError::File { flag, path: path.to_owned(), why: format!("line {}: {why}", i + 1) };
+        let wrong =
+            |why: &str| UpstreamError::File { flag, path: path.to_owned(), why: format!("line {}: {why}", i + 1) };
         let (name, value) = line.split_once(':').ok_or_else(|| wrong("must be `Name: value`"))?;
         let name = HeaderName::try_from(name.trim()).map_err(|_| wrong("no name of a header"))?;
         if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("mcp-") {
@@ -424,10 +449,24 @@ mod tests {
 
     #[test]
     fn plain_http_stays_on_this_machine() {
-        for good in ["https://mcp.example/mcp", "http://127.0.0.1:1/mcp", "http://[::1]:1/", "http://localhost/mcp", "http://127.9.9.9/"] {
+        for good in [
+            "https://mcp.example/mcp",
+            "http://127.0.0.1:1/mcp",
+            "http://[::1]:1/",
+            "http://localhost/mcp",
+            "http://127.9.9.9/",
+        ] {
             assert!(address(good, false).is_ok(), "{good}");
         }
-        for bad in ["http://mcp.example/mcp", "http://10.0.0.1/mcp", "http://localhost.evil.example/", "ftp://127.0.0.1/", "mcp.example", "https://u:p@mcp.example/", ""] {
+        for bad in [
+            "http://mcp.example/mcp",
+            "http://10.0.0.1/mcp",
+            "http://localhost.evil.example/",
+            "ftp://127.0.0.1/",
+            "mcp.example",
+            "https://u:p@mcp.example/",
+            "",
+        ] {
             assert!(address(bad, false).is_err(), "{bad}");
         }
         assert!(address("http://10.0.0.1/mcp", true).is_ok());

@@ -26,6 +26,7 @@ pub mod server_name;
 pub mod stdio;
 mod tools;
 
+pub use answer::error as error_line;
 pub use message::{Id, Kind, Members, Message};
 pub use relay::{Action, Relay, Settings};
 pub use tools::{Page, definition_digest};

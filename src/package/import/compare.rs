@@ -1,6 +1,6 @@
 //! What a server offers beside what the package has of it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
@@ -93,7 +93,7 @@ pub fn compare(server: &str, tools: &[Tool], offered: &[Offered]) -> Difference 
     let prefix = format!("{server}/");
     let ours: Vec<&Tool> = tools.iter().filter(|t| t.name.starts_with(&prefix)).collect();
     let mut difference = Difference { known: !ours.is_empty(), ..Default::default() };
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
     for tool in offered {
         let local = tool.definition.get("name").and_then(Value::as_str).unwrap_or_default();
         let name = format!("{prefix}{local}");
@@ -102,9 +102,12 @@ pub fn compare(server: &str, tools: &[Tool], offered: &[Offered]) -> Difference 
             difference.refused.push(refuse(why));
             continue;
         }
-        if !seen.insert(name.clone()) {
+        if let Some(before) = seen.insert(name.clone(), tool.digest.clone()) {
+            if before == tool.digest {
+                continue;
+            }
             // Which of the two would be called? Neither is, then.
-            difference.refused.push(refuse("the server lists it twice"));
+            difference.refused.push(refuse("the server lists it twice, in two ways"));
             difference.added.retain(|a| a.name != name);
             difference.changed.retain(|c| c.name != name);
             continue;
@@ -126,7 +129,7 @@ pub fn compare(server: &str, tools: &[Tool], offered: &[Offered]) -> Difference 
             }),
         }
     }
-    difference.removed = ours.iter().filter(|t| !seen.contains(&t.name)).map(|t| t.name.clone()).collect();
+    difference.removed = ours.iter().filter(|t| !seen.contains_key(&t.name)).map(|t| t.name.clone()).collect();
     difference
 }
 
@@ -229,6 +232,7 @@ mod tests {
             offered(&"n".repeat(300), "", "d"),
             offered("twice", "one", "d"),
             offered("twice", "two", "e"),
+            offered("good", "", "d"),
             offered("good", "", "d"),
         ];
         let difference = compare("fs", &[], &now);

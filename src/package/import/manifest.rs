@@ -130,7 +130,10 @@ impl Manifest {
             }
         };
         match &tool.description {
-            Some(old) if old.value == changed.description || changed.description.is_empty() => {}
+            // What was never pinned was never imported: its words are its author's.
+            _ if changed.old_digest.is_none() || changed.description.is_empty() => {}
+            None => line("description", &quoted(&changed.description)),
+            Some(old) if old.value == changed.description => {}
             Some(old) => {
                 let at = self.range(&old.referenced)?;
                 // A block (`|`, `>`) begins on a line of its own: it stays as its author wrote it.
@@ -139,8 +142,6 @@ impl Manifest {
                     edits.push(Edit { at, text: quoted(&changed.description) });
                 }
             }
-            None if changed.description.is_empty() => {}
-            None => line("description", &quoted(&changed.description)),
         }
         match &tool.schema_digest {
             Some(old) => edits.push(Edit { at: self.range(&old.referenced)?, text: changed.digest.clone() }),

@@ -21,7 +21,7 @@ fn changed(name: &str) -> Changed {
         name: name.into(),
         tier: Tier::Read,
         proposed: None,
-        old_digest: None,
+        old_digest: Some(D1.into()),
         digest: D2.into(),
         old_description: String::new(),
         description: "New words.".into(),
@@ -56,6 +56,16 @@ fn a_changed_tool_keeps_its_tier_its_comments_and_its_order() {
         .replace("tier: admin}", &format!("tier: admin, description: \"New words.\", schemaDigest: {D2}}}"))
         .replace("  tier: write\n", &format!("  tier: write\n  schemaDigest: {D2}\n"));
     assert_eq!(after, wanted);
+}
+
+#[test]
+fn what_was_not_pinned_is_pinned_and_keeps_its_words() {
+    let before = "package: p\nversion: 0.1.0\ntools:\n  - {name: fs/a, tier: read} # one\n  - name: fs/b # two\n    tier: read\n    description: Ours.\n";
+    let pin = |name| Changed { old_digest: None, ..changed(name) };
+    let wanted = before
+        .replace("read} # one", &format!("read, schemaDigest: {D2}}} # one"))
+        .replace("tier: read\n    desc", &format!("tier: read\n    schemaDigest: {D2}\n    desc"));
+    assert_eq!(with(before, &[], &[pin("fs/a"), pin("fs/b")]).unwrap(), wanted);
 }
 
 #[test]

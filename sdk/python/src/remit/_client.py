@@ -189,9 +189,15 @@ class RemitClient:
                 if not re.fullmatch(r"[!-~]+", token):
                     raise RemitUnavailable("Remit can't be asked: the token is empty or has characters that no token has")
                 headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Connection": "close"}
-                connection.request("POST", self._prefix + path, body, headers)
+                unsent: OSError | None = None
+                try:
+                    connection.request("POST", self._prefix + path, body, headers)
+                except (BrokenPipeError, ConnectionResetError) as error:
+                    unsent = error  # A refusal, such as 401, may come before the body is read. Nothing else may.
                 response = connection.getresponse()
                 result = response.status, response.read(_MAX_ANSWER + 1)
+                if unsent and response.status < 400:
+                    raise unsent
                 if answer.set_running_or_notify_cancel():
                     answer.set_result(result)
             except BaseException as error:

@@ -222,6 +222,11 @@ impl Relay {
         !self.tickets.is_empty()
     }
 
+    /// Somebody else has seen another list of tools: the next call is judged by a new one.
+    pub fn outdated(&mut self) {
+        self.epoch += 1;
+    }
+
     /// The client has gone away from this request. True if the server has it, and is to be told.
     pub fn cancel(&mut self, id: &Id, now: Instant) -> (bool, Vec<Action>) {
         let mut out = Vec::new();
