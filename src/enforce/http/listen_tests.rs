@@ -31,7 +31,14 @@ impl Pdp for Scripted {
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>> {
         let ruling = if question.tool == "fs/write" { Ruling::Deny } else { Ruling::Allow };
         let (rule, reason) = (Some("no-writes-here".into()), "Read only.".into());
-        let verdict = Verdict { ruling, code: "denied_by_policy".into(), rule, reason, decision_id: "d".into() };
+        let verdict = Verdict {
+            ruling,
+            code: "denied_by_policy".into(),
+            rule,
+            reason,
+            decision_id: "d".into(),
+            asks: Vec::new(),
+        };
         Box::pin(async move { if self.gone { Err(PdpError::Unreachable("secret".into())) } else { Ok(verdict) } })
     }
     fn tools<'a>(&'a self, _: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
