@@ -130,7 +130,8 @@ mod tests {
             courier.tools(2);
             let mut back = Vec::new();
             for _ in 0..2 {
-                match answers.recv().await.unwrap() {
+                let answer = tokio::time::timeout(Duration::from_secs(60), answers.recv()).await.expect("in time");
+                match answer.unwrap() {
                     Answer::Decided(ticket, answer) => back.push((ticket, answer.is_err())),
                     Answer::Listed(ticket, answer) => back.push((ticket, answer.is_err())),
                 }
