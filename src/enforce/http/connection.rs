@@ -176,7 +176,15 @@ impl Connection {
     /// A notification or an answer of the client.
     pub async fn tell(self: &Arc<Self>, line: &[u8]) -> Result<(), UpstreamError> {
         let actions = lock(&self.relay).from_client(line, Instant::now());
-        self.perform(actions, From::Unasked).await
+        let told = self.perform(actions, From::Unasked).await;
+        // A request that is taken back before the server has it is answered by nobody: its response ends.
+        if let Some(id) = taken_back(line) {
+            let mut waiters = lock(&self.waiters);
+            if waiters.get(&id).is_some_and(|waiter| waiter.exchange.is_none()) {
+                waiters.remove(&id);
+            }
+        }
+        told
     }
 
     /// The client has closed the response to this request. In the newer era that takes the request back.
@@ -343,9 +351,11 @@ impl Connection {
     fn exchange(self: &Arc<Self>, line: Vec<u8>, id: Id) {
         let connection = self.clone();
         let asked = id.clone();
+        let mut waiters = lock(&self.waiters);
+        let out = waiters.get(&id).map(|waiter| waiter.out.clone());
         let task = tokio::spawn(async move {
             let why = match connection.exchanged(line, &asked).await {
-                Ok(true) => return,
+                Ok(true) => return connection.close(&asked, out),
                 Ok(false) => "the MCP server's response ended without an answer".to_owned(),
                 Err(error) => {
                     // A server of the older era refuses the newer one's first request: how a client finds out.
@@ -355,10 +365,21 @@ impl Connection {
             };
             let line = error_line(Some(&asked), INTERNAL_ERROR, &why);
             let actions = lock(&connection.relay).from_server(&line, Instant::now());
-            let _ = connection.perform(actions, From::Request(asked)).await;
+            let _ = connection.perform(actions, From::Request(asked.clone())).await;
+            connection.close(&asked, out);
         });
-        if let Some(waiter) = lock(&self.waiters).get_mut(&id) {
+        if let Some(waiter) = waiters.get_mut(&id) {
             waiter.exchange = Some(task.abort_handle());
+        }
+    }
+
+    /// The server has said all that it says to this request. Whoever still waits gets nothing more: the request was taken back.
+    fn close(&self, id: &Id, out: Option<mpsc::Sender<Out>>) {
+        let mut waiters = lock(&self.waiters);
+        // Not another request under the same id.
+        let same = |waiter: &Waiter| out.as_ref().is_some_and(|out| out.same_channel(&waiter.out));
+        if waiters.get(id).is_some_and(same) {
+            waiters.remove(id);
         }
     }
 
@@ -458,6 +479,18 @@ async fn hear(connection: Weak<Connection>, mut answers: mpsc::UnboundedReceiver
         };
         // A client that reads slowly holds up nobody else's answer.
         tokio::spawn(async move { drop(connection.perform(actions, From::Unasked).await) });
+    }
+}
+
+/// The request that a client takes back with this message.
+fn taken_back(line: &[u8]) -> Option<Id> {
+    let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+    if message.get("method")?.as_str()? != "notifications/cancelled" {
+        return None;
+    }
+    match message.get("params")?.get("requestId")? {
+        serde_json::Value::String(text) => Some(Id::Text(text.clone())),
+        number => number.as_i64().map(Id::Number),
     }
 }
 
