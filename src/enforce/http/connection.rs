@@ -352,10 +352,9 @@ impl Connection {
         let connection = self.clone();
         let asked = id.clone();
         let mut waiters = lock(&self.waiters);
-        let out = waiters.get(&id).map(|waiter| waiter.out.clone());
         let task = tokio::spawn(async move {
             let why = match connection.exchanged(line, &asked).await {
-                Ok(true) => return connection.close(&asked, out),
+                Ok(true) => return,
                 Ok(false) => "the MCP server's response ended without an answer".to_owned(),
                 Err(error) => {
                     // A server of the older era refuses the newer one's first request: how a client finds out.
@@ -365,21 +364,25 @@ impl Connection {
             };
             let line = error_line(Some(&asked), INTERNAL_ERROR, &why);
             let actions = lock(&connection.relay).from_server(&line, Instant::now());
-            let _ = connection.perform(actions, From::Request(asked.clone())).await;
-            connection.close(&asked, out);
+            connection.settle(&asked, &actions);
+            let _ = connection.perform(actions, From::Request(asked)).await;
         });
         if let Some(waiter) = waiters.get_mut(&id) {
             waiter.exchange = Some(task.abort_handle());
         }
     }
 
-    /// The server has said all that it says to this request. Whoever still waits gets nothing more: the request was taken back.
-    fn close(&self, id: &Id, out: Option<mpsc::Sender<Out>>) {
-        let mut waiters = lock(&self.waiters);
-        // Not another request under the same id.
-        let same = |waiter: &Waiter| out.as_ref().is_some_and(|out| out.same_channel(&waiter.out));
-        if waiters.get(id).is_some_and(same) {
-            waiters.remove(id);
+    /// What the relay makes of the server's answer to a request. If nothing, the request was taken back, and whoever still waits for
+    /// it gets nothing more.
+    fn settle(&self, id: &Id, actions: &[Action]) {
+        let answers = |action: &Action| match action {
+            // A list is filtered before it is the answer.
+            Action::Tools { .. } => true,
+            Action::ToClient { answers, .. } => answers.as_ref() == Some(id),
+            _ => false,
+        };
+        if !actions.iter().any(answers) {
+            lock(&self.waiters).remove(id);
         }
     }
 
@@ -461,6 +464,9 @@ impl Connection {
     async fn take(self: &Arc<Self>, message: &[u8], from: &From, id: Option<&Id>) -> Result<bool, UpstreamError> {
         let answered = id.is_some_and(|id| answers(message, id));
         let actions = lock(&self.relay).from_server(message, Instant::now());
+        if let Some(id) = id.filter(|_| answered) {
+            self.settle(id, &actions);
+        }
         let _ = self.perform(actions, from.clone()).await;
         Ok(answered)
     }
