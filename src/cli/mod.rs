@@ -3,6 +3,7 @@
 //! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
 mod audit;
+mod check;
 pub mod client;
 mod decisions;
 mod generate;
@@ -15,11 +16,13 @@ pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
+mod prospects;
 mod serve;
 mod suggest;
 mod terminal;
 mod test;
 mod tools;
+mod why;
 
 use std::process::ExitCode;
 
@@ -47,8 +50,12 @@ enum Command {
     Hook(hook::Hook),
     Serve(serve::Serve),
     McpProxy(mcp_proxy::McpProxy),
+    Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
+    Why(why::WhyArgs),
+    WhoCan(prospects::WhoCan),
+    WhatCan(prospects::WhatCan),
     Suggest(Box<suggest::Suggest>),
     #[command(hide = true)]
     Generate(generate::Generate),
@@ -66,8 +73,12 @@ pub fn main() -> ExitCode {
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),
+        Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Why(args) => block_on(why::run(args)),
+        Command::WhoCan(args) => block_on(prospects::who_can(args)),
+        Command::WhatCan(args) => block_on(prospects::what_can(args)),
         Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Generate(args) => generate::run(&args),
     }

@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::local::Local;
-use super::pdp::{CallOutcome, ListedTool, Pdp, PdpError, PdpFuture, Question, Ruling, Verdict};
+use super::pdp::{ANY_TOOL, CallOutcome, ListedTool, Pdp, PdpError, PdpFuture, Question, Ruling, Verdict};
 use crate::api::DelegatorKind;
 use crate::server::parse_json;
 use crate::transport::{Bounds, SendError, Transport, encode};
@@ -76,10 +76,36 @@ impl TokenFile {
     }
 }
 
+/// As whom to ask.
+#[derive(Debug)]
+pub enum Token {
+    /// What a file holds now.
+    File(TokenFile),
+    /// `Bearer …`, for as long as this process lives.
+    Held(HeaderValue),
+}
+
+impl Token {
+    /// A token that lies in no file. None: it is no token.
+    pub fn held(token: &str) -> Option<Self> {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim())).ok()?;
+        value.set_sensitive(true);
+        Some(Self::Held(value))
+    }
+
+    /// `Bearer …`.
+    pub fn bearer(&self) -> Result<HeaderValue, String> {
+        match self {
+            Token::File(file) => file.bearer(),
+            Token::Held(value) => Ok(value.clone()),
+        }
+    }
+}
+
 /// A decision point that speaks AuthZEN.
 pub struct AuthZen {
     transport: Box<dyn Transport>,
-    token: TokenFile,
+    token: Token,
     /// `/tenants/NAME`, or nothing where the caller's own is meant.
     prefix: String,
     timeout: Duration,
@@ -89,14 +115,14 @@ pub struct AuthZen {
 
 impl AuthZen {
     /// Over this transport. `timeout`: for one question, attempts and all.
-    pub fn new(transport: Box<dyn Transport>, token: TokenFile, tenant: Option<&str>, timeout: Duration) -> Self {
+    pub fn new(transport: Box<dyn Transport>, token: Token, tenant: Option<&str>, timeout: Duration) -> Self {
         let prefix = tenant.map(|tenant| format!("/tenants/{tenant}")).unwrap_or_default();
         Self { transport, token, prefix, timeout, local: None }
     }
 
     /// The same for a folder, which this process may lead.
     pub fn of(local: Arc<Local>, timeout: Duration) -> Self {
-        let token = TokenFile::new(local.state().token_file());
+        let token = Token::File(TokenFile::new(local.state().token_file()));
         let transport = Box::new(super::local::LocalTransport(local.clone()));
         Self { local: Some(local), ..Self::new(transport, token, None, timeout) }
     }
@@ -130,33 +156,31 @@ impl AuthZen {
         if answer.status().is_success() { Ok(answer) } else { Err(refused(&answer)) }
     }
 
-    async fn search(&self, agent: &str) -> Result<Vec<ListedTool>, PdpError> {
-        let mut tools = Vec::new();
-        let mut page = Value::Null;
+    /// Decides one call; gives what else the answer says, for people.
+    pub async fn evaluate(&self, question: &Question) -> Result<(Verdict, Map<String, Value>), PdpError> {
+        let body = evaluation(question);
+        let id = question.request_id.as_deref();
+        verdict(&self.post("/access/v1/evaluation", &body, id, MAX_ANSWER).await?)
+    }
+
+    /// Every page of a search: `resource`, `subject` or `action`. `question` is its body, without `page`.
+    pub async fn search(&self, kind: &str, question: &Value) -> Result<Found, PdpError> {
+        let path = format!("/access/v1/search/{kind}");
+        let (mut all, mut page) = (Found::default(), Value::Null);
         for _ in 0..MAX_PAGES {
-            let mut body = json!({
-                "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool"},
-            });
+            let mut body = question.clone();
             if !page.is_null() {
                 body["page"] = json!({"token": page});
             }
-            let answer = self.post("/access/v1/search/resource", &body, None, MAX_PAGE).await?;
-            let found = object(&answer)?;
-            let Some(Value::Array(results)) = found.get("results") else {
+            let answer = self.post(&path, &body, None, MAX_PAGE).await?;
+            let mut found = object(&answer)?;
+            let Some(Value::Array(results)) = found.swap_remove("results") else {
                 return Err(PdpError::Malformed("results: must be an array".into()));
             };
-            for result in results {
-                match (result.get("type").and_then(Value::as_str), result.get("id").and_then(Value::as_str)) {
-                    (Some("tool"), Some(id)) => {
-                        let digest = match result.get("properties").and_then(|p| p.get("schema_digest")) {
-                            None | Some(Value::Null) => None,
-                            Some(Value::String(digest)) => Some(digest.clone()),
-                            Some(_) => return Err(PdpError::Malformed("schema_digest: must be a string".into())),
-                        };
-                        tools.push(ListedTool { name: id.to_owned(), schema_digest: digest });
-                    }
-                    _ => return Err(PdpError::Malformed("results: a result is no tool".into())),
-                }
+            all.results.extend(results);
+            if let Some(context) = found.get("context") {
+                all.details.extend(context.get("details").and_then(Value::as_array).into_iter().flatten().cloned());
+                all.observed_until = context.get("observed_until").and_then(Value::as_str).map(str::to_owned);
             }
             page = match found.get("page").and_then(|p| p.get("next_token")) {
                 None | Some(Value::Null) => Value::Null,
@@ -165,30 +189,67 @@ impl AuthZen {
                 Some(_) => return Err(PdpError::Malformed("page.next_token: must be a string".into())),
             };
             if page.is_null() {
-                tools.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-                tools.dedup_by(|a, b| a.name == b.name);
-                return Ok(tools);
+                return Ok(all);
             }
         }
-        Err(PdpError::Malformed(format!("over {MAX_PAGES} pages of tools")))
+        Err(PdpError::Malformed(format!("over {MAX_PAGES} pages")))
     }
+
+    async fn tools_of(&self, agent: &str) -> Result<Vec<ListedTool>, PdpError> {
+        let question = json!({
+            "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool"},
+        });
+        let found = self.search("resource", &question).await?;
+        let mut tools = Vec::new();
+        if found.observed_until.is_some() {
+            tools.push(ListedTool { name: ANY_TOOL.to_owned(), schema_digest: None });
+        }
+        for result in found.results {
+            match (result.get("type").and_then(Value::as_str), result.get("id").and_then(Value::as_str)) {
+                (Some("tool"), Some(id)) => {
+                    let digest = match result.get("properties").and_then(|p| p.get("schema_digest")) {
+                        None | Some(Value::Null) => None,
+                        Some(Value::String(digest)) => Some(digest.clone()),
+                        Some(_) => return Err(PdpError::Malformed("schema_digest: must be a string".into())),
+                    };
+                    tools.push(ListedTool { name: id.to_owned(), schema_digest: digest });
+                }
+                _ => return Err(PdpError::Malformed("results: a result is no tool".into())),
+            }
+        }
+        tools.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        tools.dedup_by(|a, b| a.name == b.name);
+        Ok(tools)
+    }
+}
+
+/// What a search found, all pages together.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Entities, as AuthZEN writes them.
+    pub results: Vec<Value>,
+    /// `context.details`, where the question asks for them: one for each result.
+    pub details: Vec<Value>,
+    /// Until when the tenant only observes.
+    pub observed_until: Option<String>,
 }
 
 impl Pdp for AuthZen {
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>> {
         Box::pin(async move {
-            let body = evaluation(question);
-            let id = question.request_id.as_deref();
-            verdict(&self.post("/access/v1/evaluation", &body, id, MAX_ANSWER).await?)
+            let (verdict, _) = self.evaluate(question).await?;
+            Ok(verdict)
         })
     }
 
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
-        Box::pin(async move { Ok(self.search(agent).await?.into_iter().map(|tool| tool.name).collect()) })
+        Box::pin(async move {
+            Ok(self.tools_of(agent).await?.into_iter().map(|tool| tool.name).filter(|name| name != ANY_TOOL).collect())
+        })
     }
 
     fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
-        Box::pin(self.search(agent))
+        Box::pin(self.tools_of(agent))
     }
 
     fn report<'a>(
@@ -252,8 +313,8 @@ fn object(answer: &Response<Bytes>) -> Result<Map<String, Value>, PdpError> {
     }
 }
 
-/// What an answer with a good status says.
-fn verdict(answer: &Response<Bytes>) -> Result<Verdict, PdpError> {
+/// What an answer with a good status says, and its context.
+fn verdict(answer: &Response<Bytes>) -> Result<(Verdict, Map<String, Value>), PdpError> {
     if answer.status() != StatusCode::OK {
         return Err(PdpError::Malformed(format!("status {}, expected 200", answer.status().as_u16())));
     }
@@ -263,10 +324,9 @@ fn verdict(answer: &Response<Bytes>) -> Result<Verdict, PdpError> {
         Some(_) => return Err(PdpError::Malformed("decision: must be true or false".into())),
         None => return Err(PdpError::Malformed("decision: is missing".into())),
     };
-    let empty = Map::new();
     let context = match body.get("context") {
-        Some(Value::Object(context)) => context,
-        None => &empty,
+        Some(Value::Object(context)) => context.clone(),
+        None => Map::new(),
         Some(_) => return Err(PdpError::Malformed("context: must be an object".into())),
     };
     let text = |name: &str| match context.get(name) {
@@ -285,7 +345,8 @@ fn verdict(answer: &Response<Bytes>) -> Result<Verdict, PdpError> {
         (false, _) => Ruling::Deny,
     };
     let reason = text("reason")?.unwrap_or_default();
-    Ok(Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks: asks(context)? })
+    let asks = asks(&context)?;
+    Ok((Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks }, context))
 }
 
 /// Groups that must agree. One that can't be read must not be overlooked.
@@ -328,7 +389,7 @@ mod tests {
     #[test]
     fn only_a_plain_true_with_its_record_is_an_allow() {
         let allow = r#"{"decision":true,"context":{"code":"allowed","reason":"yes","decision_id":"d"}}"#;
-        assert_eq!(verdict(&answer(200, allow)).unwrap().ruling, Ruling::Allow);
+        assert_eq!(verdict(&answer(200, allow)).unwrap().0.ruling, Ruling::Allow);
         for (status, body) in [
             (200, r#"{"decision":"true","context":{"decision_id":"d"}}"#),
             (200, r#"{"decision":1,"context":{"decision_id":"d"}}"#),
@@ -355,14 +416,14 @@ mod tests {
     #[test]
     fn denies_and_asks_carry_the_authors_words() {
         let deny = r#"{"decision":false,"context":{"code":"denied_by_policy","rule":"no-writes","reason":"Ask.","decision_id":"d"}}"#;
-        let read = verdict(&answer(200, deny)).unwrap();
+        let (read, _) = verdict(&answer(200, deny)).unwrap();
         assert_eq!(
             (read.ruling, read.rule.as_deref(), read.reason.as_str()),
             (Ruling::Deny, Some("no-writes"), "Ask.")
         );
         let ask = r#"{"decision":false,"context":{"code":"approval_required"}}"#;
-        assert_eq!(verdict(&answer(200, ask)).unwrap().ruling, Ruling::ApprovalRequired);
-        assert_eq!(verdict(&answer(200, r#"{"decision":false}"#)).unwrap().ruling, Ruling::Deny);
+        assert_eq!(verdict(&answer(200, ask)).unwrap().0.ruling, Ruling::ApprovalRequired);
+        assert_eq!(verdict(&answer(200, r#"{"decision":false}"#)).unwrap().0.ruling, Ruling::Deny);
         let refusal = refused(&answer(503, r#"{"code":"not_synced","message":"wait"}"#));
         assert_eq!(refusal, PdpError::Refused { status: 503, code: "not_synced".into(), message: "wait".into() });
     }
@@ -380,7 +441,7 @@ mod tests {
         let path = dir.path().join("token");
         std::fs::write(&path, "one\n").unwrap();
         let transport = Box::new(InProcess(router));
-        let pdp = AuthZen::new(transport, TokenFile::new(&path), Some("acme"), Duration::from_secs(10));
+        let pdp = AuthZen::new(transport, Token::File(TokenFile::new(&path)), Some("acme"), Duration::from_secs(10));
         let question = Question {
             agent: "coder".into(),
             tool: "git/push".into(),
@@ -407,7 +468,8 @@ mod tests {
     async fn tools_are_gathered_over_all_pages() {
         let route = post(|axum::Json(body): axum::Json<Value>| async move {
             axum::Json(match body["page"]["token"].as_str() {
-                None => json!({"results": [{"type": "tool", "id": "b/x"}], "page": {"next_token": "2"}}),
+                None => json!({"results": [{"type": "tool", "id": "b/x"}], "page": {"next_token": "2"},
+                    "context": {"observed_until": "2026-11-22T14:00:00Z"}}),
                 Some("2") => json!({"results": [{"type": "tool", "id": "a/y"}], "page": {"next_token": ""}}),
                 Some(_) => json!({"results": "no"}),
             })
@@ -415,8 +477,10 @@ mod tests {
         let router = Router::new().route("/access/v1/search/resource", route);
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("token"), "t").unwrap();
-        let token = TokenFile::new(dir.path().join("token"));
+        let token = Token::File(TokenFile::new(dir.path().join("token")));
         let pdp = AuthZen::new(Box::new(InProcess(router)), token, None, Duration::from_secs(10));
         assert_eq!(pdp.tools("coder").await.unwrap(), ["a/y", "b/x"]);
+        let listed: Vec<String> = pdp.listed("coder").await.unwrap().into_iter().map(|t| t.name).collect();
+        assert_eq!(listed, [ANY_TOOL, "a/y", "b/x"], "while the tenant observes, so is what nobody lists");
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::api::Delegator;
+pub use crate::gate::CallOutcome;
 
 /// Boxed, so that the trait stays object safe.
 pub type PdpFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -60,29 +61,16 @@ pub struct Verdict {
     pub asks: Vec<String>,
 }
 
+/// Name that stands for every tool that no package lists: while a tenant observes, calls of those are let through.
+pub const ANY_TOOL: &str = "*";
+
 /// A tool of which some call could be allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedTool {
-    /// `server/name`.
+    /// `server/name`, or [`ANY_TOOL`].
     pub name: String,
     /// Digest of the definition that was reviewed. One that the server defines otherwise now is not to be shown to a model.
     pub schema_digest: Option<String>,
-}
-
-/// What became of a call that was allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CallOutcome {
-    /// The tool answered.
-    Success,
-    /// The tool answered that it failed.
-    ToolError,
-    /// The tool's server answered with a protocol error, or ended.
-    Failed,
-    /// The agent took the call back.
-    Cancelled,
-    /// The call was never sent.
-    NotSent,
 }
 
 /// Why there is no answer. Every one of these is a refusal of the call.
@@ -115,7 +103,7 @@ pub trait Pdp: Send + Sync {
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>>;
     /// Tools (`server/name`) of which some call by this agent could be allowed, sorted.
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>>;
-    /// The same, with what the package knows of each.
+    /// The same, with what the package knows of each; and [`ANY_TOOL`] while the tenant observes.
     fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
         let listed = |name| ListedTool { name, schema_digest: None };
         Box::pin(async move { Ok(self.tools(agent).await?.into_iter().map(listed).collect()) })

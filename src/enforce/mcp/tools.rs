@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::message::{Members, brief};
-use crate::enforce::ListedTool;
+use crate::enforce::{ANY_TOOL, ListedTool};
 use crate::server::parse_json;
 
 /// What the digest covers: all that tells a model what the tool is. `_meta`, `icons` and `execution` say nothing of it.
@@ -93,16 +93,18 @@ impl Page {
         self.tools.iter().map(|tool| (tool.raw.as_str(), tool.definition.digest.as_str()))
     }
 
-    /// The result with only the tools that `keep` names (`server/name`), that are what was reviewed, and that the catalogue knows.
+    /// The result with only the tools that `keep` names (`server/name`, or [`ANY_TOOL`] for those that it does not), that are what was
+    /// reviewed, and that the catalogue knows.
     pub fn only(&self, server: &str, keep: &[ListedTool], catalogue: &Catalogue) -> String {
         let reviewed: HashMap<&str, Option<&str>> = keep
             .iter()
             .filter_map(|k| Some((k.name.strip_prefix(server)?.strip_prefix('/')?, k.schema_digest.as_deref())))
             .collect();
+        let any = keep.iter().any(|k| k.name == ANY_TOOL);
         let shown = |tool: &&Listed| {
             let digest = &tool.definition.digest;
             let pinned = reviewed.get(tool.name.as_str());
-            pinned.is_some_and(|pinned| pinned.is_none_or(|pinned| pinned == digest))
+            pinned.map_or(any, |pinned| pinned.is_none_or(|pinned| pinned == digest))
                 && catalogue.get(&tool.name).is_some_and(|known| known.digest == *digest)
         };
         let tools: Vec<&str> = self.tools.iter().filter(shown).map(|tool| tool.raw.as_str()).collect();
@@ -274,6 +276,11 @@ mod tests {
         let now = catalogue.get("a").unwrap().digest.clone();
         assert_eq!(page.only("fs", &[known("fs/a", Some("sha256:other"))], &catalogue), r#"{"tools":[]}"#);
         assert!(page.only("fs", &[known("fs/a", Some(&now))], &catalogue).contains("Send"));
+        // While the tenant observes, what nobody has listed is shown; what was reviewed as something else still is not.
+        assert!(page.only("fs", &[known(ANY_TOOL, None)], &catalogue).contains("Send"));
+        assert_eq!(page.only("fs", &[known(ANY_TOOL, None)], &Catalogue::default()), r#"{"tools":[]}"#);
+        let observed = [known(ANY_TOOL, None), known("fs/a", Some("sha256:other"))];
+        assert_eq!(page.only("fs", &observed, &catalogue), r#"{"tools":[]}"#);
     }
 
     #[test]
