@@ -315,6 +315,10 @@ fn print_one(out: &mut impl Write, d: &StoredDecision) -> io::Result<()> {
     }
     line("Request id", r.request_id.as_deref().unwrap_or_default())?;
     line("Latency", &format!("{} µs", r.latency_micros))?;
+    if let Some(call) = &d.call {
+        let took = call.duration_ms.map(|ms| format!(" after {ms} ms")).unwrap_or_default();
+        line("Call", &format!("{}{took}, as the caller said", call.outcome.as_str()))?;
+    }
     line("Record", &format!("{} {}", d.seq, d.hash))
 }
 
@@ -335,7 +339,7 @@ mod tests {
         let mut record = record("acme", 1);
         record.delegated_from = Some("user:alice".into());
         record.request.arguments.insert("branch".into(), "a\u{1b}[31m".into());
-        StoredDecision { seq: 1, hash: "ab".into(), record }
+        StoredDecision { seq: 1, hash: "ab".into(), record, call: None }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! One file a command: its arguments and `run`. A new command is a module, a line in `Command` and a line in `main`.
 
 mod audit;
+mod check;
 pub mod client;
 mod decisions;
 mod generate;
@@ -46,6 +47,7 @@ enum Command {
     Hook(hook::Hook),
     Serve(serve::Serve),
     McpProxy(mcp_proxy::McpProxy),
+    Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
     Suggest(Box<suggest::Suggest>),
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),
+        Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
         Command::Suggest(args) => block_on(suggest::run(*args)),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::api::{Delegator, DelegatorKind};
-use crate::enforce::authzen::{AuthZen, TokenFile};
+use crate::enforce::authzen::{AuthZen, Token, TokenFile};
 use crate::enforce::local::Local;
 use crate::enforce::{Pdp, Question};
 use crate::laptop::{LaptopError, Options};
@@ -92,29 +92,35 @@ fn agents(names: &[String]) -> String {
 impl PdpArgs {
     /// The decision point, and the name of the agent that acts. `Pdp::close` is to be called before the process ends.
     pub async fn open(&self) -> Result<(Arc<dyn Pdp>, String), OpenError> {
+        let (pdp, agent) = self.authzen(None).await?;
+        Ok((Arc::new(pdp), agent))
+    }
+
+    /// The same, with everything that AuthZEN's answers say; with another token than the file's, where there is one.
+    pub async fn authzen(&self, token: Option<Token>) -> Result<(AuthZen, String), OpenError> {
         if let Some(dir) = &self.policy {
             let options = Options { dir: dir.clone(), tenant: self.tenant.clone(), ..Options::default() };
             let local = Local::open(options, self.timeout).await?;
-            let agent = match self.agent() {
-                Ok(agent) => agent,
+            return match self.agent() {
+                Ok(agent) => Ok((AuthZen::of(local, self.timeout), agent)),
                 Err(error) => {
                     local.close().await;
-                    return Err(error);
+                    Err(error)
                 }
             };
-            return Ok((Arc::new(AuthZen::of(local, self.timeout)), agent));
         }
         let url = self.remit.as_deref().ok_or(OpenError::Nowhere)?;
-        let token = self.token_file.clone();
-        let token = token.ok_or(OpenError::Missing { flag: "--token-file", env: "REMIT_TOKEN_FILE" })?;
-        let token = TokenFile::new(token);
+        let token = match (token, &self.token_file) {
+            (Some(token), _) => token,
+            (None, Some(file)) => Token::File(TokenFile::new(file)),
+            (None, None) => return Err(OpenError::Missing { flag: "--token-file", env: "REMIT_TOKEN_FILE" }),
+        };
         token.bearer().map_err(OpenError::Token)?;
         let transport: Box<dyn Transport> = match url.strip_prefix("unix://") {
             Some(path) => Box::new(UnixSocket::new(path)),
             None => Box::new(Https::new(url, self.ca_file.as_deref())?),
         };
-        let pdp = AuthZen::new(transport, token, self.tenant.as_deref(), self.timeout);
-        Ok((Arc::new(pdp), self.agent()?))
+        Ok((AuthZen::new(transport, token, self.tenant.as_deref(), self.timeout), self.agent()?))
     }
 
     /// Name of the agent that acts.

@@ -76,10 +76,36 @@ impl TokenFile {
     }
 }
 
+/// As whom to ask.
+#[derive(Debug)]
+pub enum Token {
+    /// What a file holds now.
+    File(TokenFile),
+    /// `Bearer …`, for as long as this process lives.
+    Held(HeaderValue),
+}
+
+impl Token {
+    /// A token that lies in no file. None: it is no token.
+    pub fn held(token: &str) -> Option<Self> {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim())).ok()?;
+        value.set_sensitive(true);
+        Some(Self::Held(value))
+    }
+
+    /// `Bearer …`.
+    pub fn bearer(&self) -> Result<HeaderValue, String> {
+        match self {
+            Token::File(file) => file.bearer(),
+            Token::Held(value) => Ok(value.clone()),
+        }
+    }
+}
+
 /// A decision point that speaks AuthZEN.
 pub struct AuthZen {
     transport: Box<dyn Transport>,
-    token: TokenFile,
+    token: Token,
     /// `/tenants/NAME`, or nothing where the caller's own is meant.
     prefix: String,
     timeout: Duration,
@@ -89,14 +115,14 @@ pub struct AuthZen {
 
 impl AuthZen {
     /// Over this transport. `timeout`: for one question, attempts and all.
-    pub fn new(transport: Box<dyn Transport>, token: TokenFile, tenant: Option<&str>, timeout: Duration) -> Self {
+    pub fn new(transport: Box<dyn Transport>, token: Token, tenant: Option<&str>, timeout: Duration) -> Self {
         let prefix = tenant.map(|tenant| format!("/tenants/{tenant}")).unwrap_or_default();
         Self { transport, token, prefix, timeout, local: None }
     }
 
     /// The same for a folder, which this process may lead.
     pub fn of(local: Arc<Local>, timeout: Duration) -> Self {
-        let token = TokenFile::new(local.state().token_file());
+        let token = Token::File(TokenFile::new(local.state().token_file()));
         let transport = Box::new(super::local::LocalTransport(local.clone()));
         Self { local: Some(local), ..Self::new(transport, token, None, timeout) }
     }
@@ -128,6 +154,13 @@ impl AuthZen {
             SendError::TooLarge(_) => PdpError::Malformed(error.to_string()),
         })?;
         if answer.status().is_success() { Ok(answer) } else { Err(refused(&answer)) }
+    }
+
+    /// Decides one call; gives what else the answer says, for people.
+    pub async fn evaluate(&self, question: &Question) -> Result<(Verdict, Map<String, Value>), PdpError> {
+        let body = evaluation(question);
+        let id = question.request_id.as_deref();
+        verdict(&self.post("/access/v1/evaluation", &body, id, MAX_ANSWER).await?)
     }
 
     async fn search(&self, agent: &str) -> Result<Vec<ListedTool>, PdpError> {
@@ -177,9 +210,8 @@ impl AuthZen {
 impl Pdp for AuthZen {
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>> {
         Box::pin(async move {
-            let body = evaluation(question);
-            let id = question.request_id.as_deref();
-            verdict(&self.post("/access/v1/evaluation", &body, id, MAX_ANSWER).await?)
+            let (verdict, _) = self.evaluate(question).await?;
+            Ok(verdict)
         })
     }
 
@@ -252,8 +284,8 @@ fn object(answer: &Response<Bytes>) -> Result<Map<String, Value>, PdpError> {
     }
 }
 
-/// What an answer with a good status says.
-fn verdict(answer: &Response<Bytes>) -> Result<Verdict, PdpError> {
+/// What an answer with a good status says, and its context.
+fn verdict(answer: &Response<Bytes>) -> Result<(Verdict, Map<String, Value>), PdpError> {
     if answer.status() != StatusCode::OK {
         return Err(PdpError::Malformed(format!("status {}, expected 200", answer.status().as_u16())));
     }
@@ -263,10 +295,9 @@ fn verdict(answer: &Response<Bytes>) -> Result<Verdict, PdpError> {
         Some(_) => return Err(PdpError::Malformed("decision: must be true or false".into())),
         None => return Err(PdpError::Malformed("decision: is missing".into())),
     };
-    let empty = Map::new();
     let context = match body.get("context") {
-        Some(Value::Object(context)) => context,
-        None => &empty,
+        Some(Value::Object(context)) => context.clone(),
+        None => Map::new(),
         Some(_) => return Err(PdpError::Malformed("context: must be an object".into())),
     };
     let text = |name: &str| match context.get(name) {
@@ -285,7 +316,8 @@ fn verdict(answer: &Response<Bytes>) -> Result<Verdict, PdpError> {
         (false, _) => Ruling::Deny,
     };
     let reason = text("reason")?.unwrap_or_default();
-    Ok(Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks: asks(context)? })
+    let verdict = Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks: asks(&context)? };
+    Ok((verdict, context))
 }
 
 /// Groups that must agree. One that can't be read must not be overlooked.
@@ -328,7 +360,7 @@ mod tests {
     #[test]
     fn only_a_plain_true_with_its_record_is_an_allow() {
         let allow = r#"{"decision":true,"context":{"code":"allowed","reason":"yes","decision_id":"d"}}"#;
-        assert_eq!(verdict(&answer(200, allow)).unwrap().ruling, Ruling::Allow);
+        assert_eq!(verdict(&answer(200, allow)).unwrap().0.ruling, Ruling::Allow);
         for (status, body) in [
             (200, r#"{"decision":"true","context":{"decision_id":"d"}}"#),
             (200, r#"{"decision":1,"context":{"decision_id":"d"}}"#),
@@ -355,14 +387,14 @@ mod tests {
     #[test]
     fn denies_and_asks_carry_the_authors_words() {
         let deny = r#"{"decision":false,"context":{"code":"denied_by_policy","rule":"no-writes","reason":"Ask.","decision_id":"d"}}"#;
-        let read = verdict(&answer(200, deny)).unwrap();
+        let (read, _) = verdict(&answer(200, deny)).unwrap();
         assert_eq!(
             (read.ruling, read.rule.as_deref(), read.reason.as_str()),
             (Ruling::Deny, Some("no-writes"), "Ask.")
         );
         let ask = r#"{"decision":false,"context":{"code":"approval_required"}}"#;
-        assert_eq!(verdict(&answer(200, ask)).unwrap().ruling, Ruling::ApprovalRequired);
-        assert_eq!(verdict(&answer(200, r#"{"decision":false}"#)).unwrap().ruling, Ruling::Deny);
+        assert_eq!(verdict(&answer(200, ask)).unwrap().0.ruling, Ruling::ApprovalRequired);
+        assert_eq!(verdict(&answer(200, r#"{"decision":false}"#)).unwrap().0.ruling, Ruling::Deny);
         let refusal = refused(&answer(503, r#"{"code":"not_synced","message":"wait"}"#));
         assert_eq!(refusal, PdpError::Refused { status: 503, code: "not_synced".into(), message: "wait".into() });
     }
@@ -380,7 +412,7 @@ mod tests {
         let path = dir.path().join("token");
         std::fs::write(&path, "one\n").unwrap();
         let transport = Box::new(InProcess(router));
-        let pdp = AuthZen::new(transport, TokenFile::new(&path), Some("acme"), Duration::from_secs(10));
+        let pdp = AuthZen::new(transport, Token::File(TokenFile::new(&path)), Some("acme"), Duration::from_secs(10));
         let question = Question {
             agent: "coder".into(),
             tool: "git/push".into(),
@@ -415,7 +447,7 @@ mod tests {
         let router = Router::new().route("/access/v1/search/resource", route);
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("token"), "t").unwrap();
-        let token = TokenFile::new(dir.path().join("token"));
+        let token = Token::File(TokenFile::new(dir.path().join("token")));
         let pdp = AuthZen::new(Box::new(InProcess(router)), token, None, Duration::from_secs(10));
         assert_eq!(pdp.tools("coder").await.unwrap(), ["a/y", "b/x"]);
     }

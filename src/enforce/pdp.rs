@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::api::Delegator;
+pub use crate::gate::CallOutcome;
 
 /// Boxed, so that the trait stays object safe.
 pub type PdpFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -67,22 +68,6 @@ pub struct ListedTool {
     pub name: String,
     /// Digest of the definition that was reviewed. One that the server defines otherwise now is not to be shown to a model.
     pub schema_digest: Option<String>,
-}
-
-/// What became of a call that was allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CallOutcome {
-    /// The tool answered.
-    Success,
-    /// The tool answered that it failed.
-    ToolError,
-    /// The tool's server answered with a protocol error, or ended.
-    Failed,
-    /// The agent took the call back.
-    Cancelled,
-    /// The call was never sent.
-    NotSent,
 }
 
 /// Why there is no answer. Every one of these is a refusal of the call.

@@ -35,6 +35,35 @@ impl Outcome {
     }
 }
 
+/// What became of a call that was allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallOutcome {
+    /// The tool answered.
+    Success,
+    /// The tool answered that it failed.
+    ToolError,
+    /// The tool's server answered with a protocol error, or ended.
+    Failed,
+    /// The agent took the call back.
+    Cancelled,
+    /// The call was never sent.
+    NotSent,
+}
+
+impl CallOutcome {
+    /// As reports and people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CallOutcome::Success => "success",
+            CallOutcome::ToolError => "tool_error",
+            CallOutcome::Failed => "failed",
+            CallOutcome::Cancelled => "cancelled",
+            CallOutcome::NotSent => "not_sent",
+        }
+    }
+}
+
 /// One decision, as the gates leave it.
 #[derive(Clone, Debug)]
 pub struct Decision {

@@ -21,6 +21,7 @@ mod journal;
 mod lanes;
 mod metrics;
 pub mod openapi;
+mod outcome;
 mod request_id;
 mod retention;
 mod review_api;
@@ -155,6 +156,7 @@ pub fn router(state: AppState) -> Router {
             .route(&format!("{prefix}/access/v1/search/resource"), post(search::resource))
             .route(&format!("{prefix}/access/v1/search/subject"), post(search::subject))
             .route(&format!("{prefix}/access/v1/search/action"), post(search::action))
+            .route(&format!("{prefix}/decisions/{{id}}/outcome"), post(outcome::report))
             .route(&format!("{prefix}/sessions"), post(sessions::open))
             .route(&format!("{prefix}/sessions/{{id}}"), delete(sessions::end))
             .route(&format!("{prefix}/sessions/{{id}}/heartbeat"), post(sessions::heartbeat))

@@ -94,6 +94,16 @@ fn paths() -> Value {
                 }}),
             );
         }
+        let decision = json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}});
+        paths.insert(
+            format!("{prefix}/decisions/{{id}}/outcome"),
+            json!({"post": {
+                "operationId": id("reportOutcome"), "tags": ["AuthZEN"], "summary": "Say what became of an allowed call",
+                "description": format!("{of} Once for each decision, by the caller who asked for it; the same said again is no error."),
+                "parameters": with(vec![decision]), "requestBody": body("CallOutcome", true),
+                "responses": {"204": {"description": "It is kept."}, "default": reference("responses", "Error")}
+            }}),
+        );
         paths.insert(
             format!("{prefix}/sessions"),
             json!({"post": {
@@ -269,7 +279,14 @@ fn schemas() -> Value {
         "StoredDecision": {"type": "object", "required": ["seq", "hash", "record"], "properties": {
             "seq": {"type": "integer", "description": "Gap-free number in the writer's chain."},
             "hash": {"type": "string", "description": "Hash of the chain up to here."},
-            "record": {"type": "object"}
+            "record": {"type": "object"},
+            "call": {"$ref": "#/components/schemas/CallOutcome"}
+        }},
+        "CallOutcome": {"type": "object", "required": ["outcome"], "properties": {
+            "outcome": {"enum": ["success", "tool_error", "failed", "cancelled", "not_sent"],
+                "description": "The tool answered; it answered that it failed; its server failed; the agent took the call back; it was never sent."},
+            "duration_ms": {"type": "integer", "minimum": 0},
+            "time": {"type": "string", "format": "date-time", "readOnly": true, "description": "When it was reported."}
         }},
         "DecisionPage": {"type": "object", "required": ["items"], "properties": {
             "items": {"type": "array", "items": {"$ref": "#/components/schemas/StoredDecision"}},

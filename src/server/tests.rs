@@ -437,6 +437,42 @@ async fn metadata_names_the_address_that_the_client_used() {
 }
 
 #[tokio::test]
+async fn what_became_of_a_call_is_said_by_who_asked_and_once() {
+    let w = World::new().await;
+    let mut ids = Vec::new();
+    for tool in ["git/allow", "git/deny"] {
+        ids.push(w.ask("acme:coder", "coder", tool).await.body["context"]["decision_id"].as_str().unwrap().to_owned());
+    }
+    let records = w.journal.records.lock().unwrap().clone();
+    for record in records {
+        crate::store::Journal::append(w.store.as_ref(), record).unwrap().await.unwrap();
+    }
+    let (id, denied) = (&ids[0], format!("/decisions/{}/outcome", ids[1]));
+    assert_eq!(w.post("acme:coder", &denied, &json!({"outcome": "success"})).await.code(), (409, "not_allowed_call"));
+    let path = format!("/decisions/{id}/outcome");
+    let said = json!({"outcome": "tool_error", "duration_ms": 12});
+    for stranger in ["acme:gateway", "other:gateway", "acme:planner"] {
+        assert_eq!(w.post(stranger, &path, &said).await.code(), (404, "unknown_decision"), "{stranger}");
+    }
+    assert_eq!(w.post("acme:coder", "/decisions/nothing/outcome", &said).await.code(), (404, "unknown_decision"));
+    for (wrong, field) in [
+        (json!({"outcome": "great"}), "outcome"),
+        (json!({"duration_ms": 1}), "outcome"),
+        (json!({"outcome": "success", "duration_ms": -1}), "duration_ms"),
+        (json!({"outcome": "success", "duration": 1}), "duration"),
+    ] {
+        let reply = w.post("acme:coder", &path, &wrong).await;
+        assert_eq!((reply.status, &reply.body["field"]), (400, &json!(field)), "{}", reply.text);
+    }
+    assert_eq!(w.post("acme:coder", &path, &said).await.status, 204);
+    assert_eq!(w.post("acme:coder", &format!("/tenants/acme{path}"), &said).await.status, 204, "the same again");
+    let other = json!({"outcome": "success"});
+    assert_eq!(w.post("acme:coder", &path, &other).await.code(), (409, "outcome_reported"));
+    let kept = w.store.decision("acme", id).await.unwrap().unwrap().call.unwrap();
+    assert_eq!((kept.outcome.as_str(), kept.duration_ms), ("tool_error", Some(12)));
+}
+
+#[tokio::test]
 async fn sessions_live_over_http_and_over_a_restart() {
     let w = World::new().await;
     let open = w.post("acme:coder", "/sessions", &json!({})).await;

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use super::audit::{self, AuditStatements, Report};
 use super::testing::record;
-use super::{DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError, StoredDecision};
-use crate::gate::Outcome;
+use super::{CallReport, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError, StoredDecision};
+use crate::gate::{CallOutcome, Outcome};
 
 /// Appends one record and waits.
 pub async fn commit<S: Journal>(store: &S, tenant: &str, n: u64) -> u64 {
@@ -142,6 +142,21 @@ pub async fn equal_times_are_paged_without_loss<S: Journal + Store>(store: &S) {
     let page = store.decisions("acme", &first).await.unwrap();
     assert_eq!(ids(&page), [5, 4, 3]);
     assert_eq!(list(store, DecisionFilter { page: page.next, ..first }).await, [2, 1]);
+}
+
+pub async fn what_became_of_a_call_is_said_once<S: Journal + Store>(store: &S) {
+    commit(store, "acme", 1).await;
+    let id = record("acme", 1).id;
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let first = CallReport { outcome: CallOutcome::ToolError, duration_ms: Some(12), time: at(1) };
+    assert_eq!(store.decision("acme", &id).await.unwrap().unwrap().call, None);
+    assert!(store.report_call(&id, &first).await.unwrap());
+    assert!(store.report_call(&id, &CallReport { time: at(2), ..first.clone() }).await.unwrap(), "said again");
+    let other = CallReport { outcome: CallOutcome::Success, ..first.clone() };
+    assert!(!store.report_call(&id, &other).await.unwrap());
+    assert_eq!(store.decision("acme", &id).await.unwrap().unwrap().call, Some(first));
+    store.retain("acme", at(4_000_000_000), 10).await.unwrap();
+    assert!(store.report_call(&id, &other).await.unwrap(), "what was said went with its record");
 }
 
 fn session(id: &str, at: i64) -> SessionRow {

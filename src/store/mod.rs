@@ -27,7 +27,7 @@ pub use sqlite::{
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
 use crate::api::Envelope;
-use crate::gate::DecisionRecord;
+use crate::gate::{CallOutcome, DecisionRecord};
 
 /// How many processes must end while a package is being parsed before its bytes are not tried again. One death may be
 /// anybody's fault (a kill, a node that fails), and would take a healthy package out of force.
@@ -122,6 +122,21 @@ pub struct StoredDecision {
     pub hash: String,
     /// The record.
     pub record: DecisionRecord,
+    /// What became of the call, as the caller said; only with a single decision, and only once it was reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<CallReport>,
+}
+
+/// What became of an allowed call, as the caller said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallReport {
+    /// What became of it.
+    pub outcome: CallOutcome,
+    /// How long it took, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// When it was reported.
+    pub time: Timestamp,
 }
 
 /// A session as the store keeps it.
@@ -172,6 +187,8 @@ pub trait Store: Send + Sync {
     fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>>;
     /// One decision of a tenant.
     fn decision<'a>(&'a self, tenant: &'a str, id: &'a str) -> StoreFuture<'a, Option<StoredDecision>>;
+    /// Keeps what became of the call of a decision: once. True also where the same was said before; false where something else was.
+    fn report_call<'a>(&'a self, decision: &'a str, report: &'a CallReport) -> StoreFuture<'a, bool>;
     /// Sessions that have not ended, at start.
     fn live_sessions(&self) -> StoreFuture<'_, Vec<SessionRow>>;
     /// Writes sessions (new ones and changed ones) in one transaction.

@@ -37,8 +37,8 @@ use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
 use super::{
-    AnchorSink, AuditRow, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError,
-    StoreFuture, StoredDecision,
+    AnchorSink, AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store,
+    StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
 use crate::gate::DecisionRecord;
@@ -313,8 +313,13 @@ fn lock(path: &PathBuf) -> Result<File, StoreError> {
 
 /// The migrations, compiled in.
 fn migrator() -> Migrator {
-    let init = include_str!("../../migrations/sqlite/0001_init.sql").into_sql_str();
-    Migrator::with_migrations(vec![Migration::new(1, "init".into(), MigrationType::Simple, init, false)])
+    let of = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![
+        of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
+        of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
+    ])
 }
 
 async fn writer_id(conn: &mut SqliteConnection) -> Result<String, StoreError> {
@@ -380,6 +385,14 @@ impl Store for SqliteStore {
 
     fn decision<'a>(&'a self, tenant: &'a str, id: &'a str) -> StoreFuture<'a, Option<StoredDecision>> {
         Box::pin(decisions::get(&self.readers, tenant, id))
+    }
+
+    fn report_call<'a>(&'a self, decision: &'a str, report: &'a CallReport) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            self.write(Write::Call(decision.to_owned(), report.clone())).await?;
+            let kept = decisions::call(&self.readers, decision).await?;
+            Ok(kept.is_some_and(|k| (k.outcome, k.duration_ms) == (report.outcome, report.duration_ms)))
+        })
     }
 
     fn live_sessions(&self) -> StoreFuture<'_, Vec<SessionRow>> {

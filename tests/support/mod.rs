@@ -6,6 +6,7 @@
 
 mod cluster;
 mod control_plane;
+pub mod folder;
 mod http;
 pub mod jwt;
 pub mod mcp;

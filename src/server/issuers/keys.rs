@@ -57,7 +57,7 @@ pub enum KeyError {
 
 enum Source {
     File(PathBuf),
-    Http { uri: Uri, client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>> },
+    Http { uri: Uri, client: Box<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>> },
 }
 
 /// The keys of one issuer.
@@ -85,7 +85,7 @@ impl Keys {
             (None, uri) => {
                 let uri = uri.as_deref().unwrap_or_default().parse::<Uri>();
                 let uri = uri.map_err(|e| failed(KeyError::Fetch(format!("jwksUri: {e}"))))?;
-                Source::Http { uri, client: client(issuer).map_err(failed)? }
+                Source::Http { uri, client: Box::new(client(issuer).map_err(failed)?) }
             }
         };
         let name = issuer.name().to_owned();

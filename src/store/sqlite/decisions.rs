@@ -3,9 +3,9 @@
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::ledger::{signed, unsigned};
+use super::ledger::{signed, time, unsigned};
 use crate::store::chain::{Columns, Hash, body_hash, hex};
-use crate::store::{AuditRow, DecisionFilter, Page, StoreError, StoredDecision};
+use crate::store::{AuditRow, CallReport, DecisionFilter, Page, StoreError, StoredDecision};
 
 /// Page size where none is asked for.
 const PAGE: u32 = 100;
@@ -98,7 +98,22 @@ pub(super) async fn get(pool: &SqlitePool, tenant: &str, id: &str) -> Result<Opt
         .bind(tenant)
         .fetch_optional(pool)
         .await?;
-    row.as_ref().map(stored).transpose()
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(StoredDecision { call: call(pool, id).await?, ..stored(&row)? }))
+}
+
+/// What was reported of a decision's call.
+pub(super) async fn call(pool: &SqlitePool, id: &str) -> Result<Option<CallReport>, StoreError> {
+    let sql = "SELECT outcome, duration_ms, time FROM outcomes WHERE decision = ?";
+    let Some(row) = sqlx::query(sql).bind(id).fetch_optional(pool).await? else { return Ok(None) };
+    let outcome: String = row.try_get(0)?;
+    let corrupt = |e: serde_json::Error| StoreError::Corrupt { what: "outcome of a call", why: e.to_string() };
+    let duration: Option<i64> = row.try_get(1)?;
+    Ok(Some(CallReport {
+        outcome: serde_json::from_value(outcome.into()).map_err(corrupt)?,
+        duration_ms: duration.map(|ms| unsigned("duration", ms)).transpose()?,
+        time: time("time of a report", row.try_get(2)?)?,
+    }))
 }
 
 fn stored(row: &SqliteRow) -> Result<StoredDecision, StoreError> {
@@ -106,7 +121,7 @@ fn stored(row: &SqliteRow) -> Result<StoredDecision, StoreError> {
     let body: &str = row.try_get("body")?;
     let record = serde_json::from_str(body)
         .map_err(|e| StoreError::Corrupt { what: "decision", why: format!("record {seq}: {e}") })?;
-    Ok(StoredDecision { seq: unsigned("seq", seq)?, hash: hex(row.try_get("hash")?), record })
+    Ok(StoredDecision { seq: unsigned("seq", seq)?, hash: hex(row.try_get("hash")?), record, call: None })
 }
 
 pub(super) async fn audit_rows(

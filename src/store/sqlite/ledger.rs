@@ -10,7 +10,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use crate::api::Envelope;
 use crate::store::chain::{Hash, RowsDigest};
-use crate::store::{InForceRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
+use crate::store::{CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
 /// one does not.
@@ -23,6 +23,7 @@ pub(super) enum Write {
     Sessions(Vec<SessionRow>),
     InForce(InForceRow),
     Signer(String),
+    Call(String, CallReport),
     ParseBegins(String),
     ParseEnded(String),
     /// Parses that this process has under way are not deaths: it stops in good order.
@@ -48,7 +49,7 @@ pub(super) fn unsigned(what: &'static str, n: i64) -> Result<u64, StoreError> {
     u64::try_from(n).map_err(|_| StoreError::Corrupt { what, why: format!("{n} is negative") })
 }
 
-fn time(what: &'static str, micros: i64) -> Result<Timestamp, StoreError> {
+pub(super) fn time(what: &'static str, micros: i64) -> Result<Timestamp, StoreError> {
     Timestamp::from_microsecond(micros).map_err(|e| StoreError::Corrupt { what, why: e.to_string() })
 }
 
@@ -65,6 +66,12 @@ pub(super) async fn apply(
         Write::Signer(uid) => {
             let sql = "INSERT INTO signer_seen (tenant_uid) VALUES (?) ON CONFLICT DO NOTHING";
             Ok(sqlx::query(sql).bind(uid).execute(conn).await?.rows_affected())
+        }
+        Write::Call(decision, report) => {
+            let sql = "INSERT INTO outcomes (decision, outcome, duration_ms, time) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
+            let duration = report.duration_ms.map(|ms| signed("duration", ms)).transpose()?;
+            let insert = sqlx::query(sql).bind(decision).bind(report.outcome.as_str()).bind(duration);
+            Ok(insert.bind(report.time.as_microsecond()).execute(conn).await?.rows_affected())
         }
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";
@@ -204,6 +211,13 @@ async fn retain(
         .await?;
     let mut done = 0;
     for chunk in rows.chunks(RETAIN_ROWS) {
+        let mut said: QueryBuilder<Sqlite> =
+            QueryBuilder::new("DELETE FROM outcomes WHERE decision IN (SELECT id FROM records WHERE seq IN (");
+        let mut list = said.separated(", ");
+        for (seq, _) in chunk {
+            list.push_bind(i64::try_from(*seq).unwrap_or(i64::MAX));
+        }
+        said.push("))").build().persistent(false).execute(&mut *conn).await?;
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
             "UPDATE records SET id = NULL, time = NULL, tenant = NULL, agent = NULL, delegator = NULL, session = NULL, \
              action = NULL, outcome = NULL, body = NULL, body_hash = taken.column2, tombstone = ",

@@ -47,6 +47,11 @@ async fn sessions_end_once() {
 }
 
 #[tokio::test]
+async fn what_became_of_a_call_is_said_once() {
+    contract::what_became_of_a_call_is_said_once(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn the_high_water_mark_compares_versions() {
     contract::the_high_water_mark_compares_versions(&*fresh().await.1).await;
 }
