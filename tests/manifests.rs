@@ -35,7 +35,7 @@ fn container<'a>(deployment: &'a Value, name: &str) -> &'a Value {
     all.find(|c| c["name"] == name).unwrap_or_else(|| panic!("no container {name}"))
 }
 
-fn text<'a>(value: &'a Value) -> &'a str {
+fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }
 
