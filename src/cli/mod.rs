@@ -10,16 +10,19 @@ mod generate;
 mod hook;
 mod init;
 mod keygen;
+mod mcp_http;
 mod mcp_proxy;
 pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
+mod prospects;
 mod serve;
 mod suggest;
 mod terminal;
 mod test;
 mod tools;
+mod why;
 
 use std::process::ExitCode;
 
@@ -50,6 +53,9 @@ enum Command {
     Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
+    Why(why::WhyArgs),
+    WhoCan(prospects::WhoCan),
+    WhatCan(prospects::WhatCan),
     Suggest(Box<suggest::Suggest>),
     #[command(hide = true)]
     Generate(generate::Generate),
@@ -70,6 +76,9 @@ pub fn main() -> ExitCode {
         Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),
+        Command::Why(args) => block_on(why::run(args)),
+        Command::WhoCan(args) => block_on(prospects::who_can(args)),
+        Command::WhatCan(args) => block_on(prospects::what_can(args)),
         Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Generate(args) => generate::run(&args),
     }

@@ -98,16 +98,22 @@ impl PdpArgs {
 
     /// The same, with everything that AuthZEN's answers say; with another token than the file's, where there is one.
     pub async fn authzen(&self, token: Option<Token>) -> Result<(AuthZen, String), OpenError> {
+        let pdp = self.connect(token).await?;
+        match self.agent() {
+            Ok(agent) => Ok((pdp, agent)),
+            Err(error) => {
+                pdp.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The decision point alone. It is to be closed before the process ends.
+    pub async fn connect(&self, token: Option<Token>) -> Result<AuthZen, OpenError> {
         if let Some(dir) = &self.policy {
             let options = Options { dir: dir.clone(), tenant: self.tenant.clone(), ..Options::default() };
             let local = Local::open(options, self.timeout).await?;
-            return match self.agent() {
-                Ok(agent) => Ok((AuthZen::of(local, self.timeout), agent)),
-                Err(error) => {
-                    local.close().await;
-                    Err(error)
-                }
-            };
+            return Ok(AuthZen::of(local, self.timeout));
         }
         let url = self.remit.as_deref().ok_or(OpenError::Nowhere)?;
         let token = match (token, &self.token_file) {
@@ -120,11 +126,11 @@ impl PdpArgs {
             Some(path) => Box::new(UnixSocket::new(path)),
             None => Box::new(Https::new(url, self.ca_file.as_deref())?),
         };
-        Ok((AuthZen::new(transport, token, self.tenant.as_deref(), self.timeout), self.agent()?))
+        Ok(AuthZen::new(transport, token, self.tenant.as_deref(), self.timeout))
     }
 
     /// Name of the agent that acts.
-    fn agent(&self) -> Result<String, OpenError> {
+    pub fn agent(&self) -> Result<String, OpenError> {
         if let Some(agent) = &self.agent {
             return Ok(agent.clone());
         }

@@ -163,33 +163,24 @@ impl AuthZen {
         verdict(&self.post("/access/v1/evaluation", &body, id, MAX_ANSWER).await?)
     }
 
-    async fn search(&self, agent: &str) -> Result<Vec<ListedTool>, PdpError> {
-        let mut tools = Vec::new();
-        let mut page = Value::Null;
+    /// Every page of a search: `resource`, `subject` or `action`. `question` is its body, without `page`.
+    pub async fn search(&self, kind: &str, question: &Value) -> Result<Found, PdpError> {
+        let path = format!("/access/v1/search/{kind}");
+        let (mut all, mut page) = (Found::default(), Value::Null);
         for _ in 0..MAX_PAGES {
-            let mut body = json!({
-                "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool"},
-            });
+            let mut body = question.clone();
             if !page.is_null() {
                 body["page"] = json!({"token": page});
             }
-            let answer = self.post("/access/v1/search/resource", &body, None, MAX_PAGE).await?;
-            let found = object(&answer)?;
-            let Some(Value::Array(results)) = found.get("results") else {
+            let answer = self.post(&path, &body, None, MAX_PAGE).await?;
+            let mut found = object(&answer)?;
+            let Some(Value::Array(results)) = found.swap_remove("results") else {
                 return Err(PdpError::Malformed("results: must be an array".into()));
             };
-            for result in results {
-                match (result.get("type").and_then(Value::as_str), result.get("id").and_then(Value::as_str)) {
-                    (Some("tool"), Some(id)) => {
-                        let digest = match result.get("properties").and_then(|p| p.get("schema_digest")) {
-                            None | Some(Value::Null) => None,
-                            Some(Value::String(digest)) => Some(digest.clone()),
-                            Some(_) => return Err(PdpError::Malformed("schema_digest: must be a string".into())),
-                        };
-                        tools.push(ListedTool { name: id.to_owned(), schema_digest: digest });
-                    }
-                    _ => return Err(PdpError::Malformed("results: a result is no tool".into())),
-                }
+            all.results.extend(results);
+            if let Some(context) = found.get("context") {
+                all.details.extend(context.get("details").and_then(Value::as_array).into_iter().flatten().cloned());
+                all.observed_until = context.get("observed_until").and_then(Value::as_str).map(str::to_owned);
             }
             page = match found.get("page").and_then(|p| p.get("next_token")) {
                 None | Some(Value::Null) => Value::Null,
@@ -198,13 +189,45 @@ impl AuthZen {
                 Some(_) => return Err(PdpError::Malformed("page.next_token: must be a string".into())),
             };
             if page.is_null() {
-                tools.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-                tools.dedup_by(|a, b| a.name == b.name);
-                return Ok(tools);
+                return Ok(all);
             }
         }
-        Err(PdpError::Malformed(format!("over {MAX_PAGES} pages of tools")))
+        Err(PdpError::Malformed(format!("over {MAX_PAGES} pages")))
     }
+
+    async fn tools_of(&self, agent: &str) -> Result<Vec<ListedTool>, PdpError> {
+        let question = json!({
+            "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool"},
+        });
+        let mut tools = Vec::new();
+        for result in self.search("resource", &question).await?.results {
+            match (result.get("type").and_then(Value::as_str), result.get("id").and_then(Value::as_str)) {
+                (Some("tool"), Some(id)) => {
+                    let digest = match result.get("properties").and_then(|p| p.get("schema_digest")) {
+                        None | Some(Value::Null) => None,
+                        Some(Value::String(digest)) => Some(digest.clone()),
+                        Some(_) => return Err(PdpError::Malformed("schema_digest: must be a string".into())),
+                    };
+                    tools.push(ListedTool { name: id.to_owned(), schema_digest: digest });
+                }
+                _ => return Err(PdpError::Malformed("results: a result is no tool".into())),
+            }
+        }
+        tools.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        tools.dedup_by(|a, b| a.name == b.name);
+        Ok(tools)
+    }
+}
+
+/// What a search found, all pages together.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Entities, as AuthZEN writes them.
+    pub results: Vec<Value>,
+    /// `context.details`, where the question asks for them: one for each result.
+    pub details: Vec<Value>,
+    /// Until when the tenant only observes.
+    pub observed_until: Option<String>,
 }
 
 impl Pdp for AuthZen {
@@ -216,11 +239,11 @@ impl Pdp for AuthZen {
     }
 
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
-        Box::pin(async move { Ok(self.search(agent).await?.into_iter().map(|tool| tool.name).collect()) })
+        Box::pin(async move { Ok(self.tools_of(agent).await?.into_iter().map(|tool| tool.name).collect()) })
     }
 
     fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
-        Box::pin(self.search(agent))
+        Box::pin(self.tools_of(agent))
     }
 
     fn report<'a>(
@@ -316,8 +339,8 @@ fn verdict(answer: &Response<Bytes>) -> Result<(Verdict, Map<String, Value>), Pd
         (false, _) => Ruling::Deny,
     };
     let reason = text("reason")?.unwrap_or_default();
-    let verdict = Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks: asks(&context)? };
-    Ok((verdict, context))
+    let asks = asks(&context)?;
+    Ok((Verdict { ruling, code, rule: text("rule")?, reason, decision_id, asks }, context))
 }
 
 /// Groups that must agree. One that can't be read must not be overlooked.

@@ -156,6 +156,14 @@ impl CompiledPackage {
         Ok(World { entities, request, unknown: Unknown { context: Vec::new(), hidden: hidden.to_vec() } })
     }
 
+    /// Every policy, in the order of files and text, with where it stands.
+    pub fn policies(&self) -> impl Iterator<Item = (&Arc<PolicyRef>, Option<Source>)> {
+        self.rules.iter().map(|rule| {
+            let source = self.set.get(&rule.id).and_then(|p| p.loc().and_then(|l| head(rule, l)));
+            (&rule.reference, source)
+        })
+    }
+
     /// Explains the policies with these ids, in their order; ids that this package does not have are left out. `hidden` are the keys
     /// of arguments that `q` lacks because nobody kept them.
     pub fn explain(&self, q: &Query<'_>, hidden: &[String], ids: &[&str]) -> Result<Vec<PolicyWhy>, QueryError> {
