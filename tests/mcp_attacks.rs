@@ -2,6 +2,8 @@
 //!
 //! What counts is never what the client is told, but what the server has received.
 
+use std::process::Stdio;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -379,7 +381,12 @@ async fn what_cannot_start_says_why() {
         (vec!["mcp-proxy", "--policy", &policy, "--server", "fs"], "COMMAND"),
         (vec!["mcp-proxy", "--policy", &policy, "--server", "fs", "--", "false"], "the MCP server ended"),
     ] {
-        let out = remit().args(&args).stdin(std::process::Stdio::piped()).output().await.unwrap();
+        let mut child = remit();
+        child.args(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        // Held open, or the client would be the one who ends.
+        let _client = child.stdin.take();
+        let out = child.wait_with_output().await.unwrap();
         let log = String::from_utf8_lossy(&out.stderr);
         assert!(out.stdout.is_empty() && log.contains(why), "{args:?}: {log}");
         assert_eq!(out.status.code(), Some(2), "{args:?}: {log}");

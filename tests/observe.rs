@@ -170,10 +170,12 @@ async fn observing_needs_its_verb() {
     apply("editor", &plain).unwrap();
     refused(&observe_until(in_days(7)), "spec.enforcement: Observe");
     refused(&observe_until(in_days(-7)), "spec.enforcement: Observe");
-    apply("chief", &observe_until(in_days(7))).unwrap();
+    // The API server learns of a RoleBinding a moment later.
+    let week = in_days(7);
+    eventually_blocking("who has the verb may", || c.apply_as("chief", &[], &tenant, &observe_until(week)));
     refused(&observe_until(in_days(8)), "spec.observeUntil: prolonging it");
     // The same instant in other words, an earlier one, and the end are for every editor.
-    let elsewhere = format!("{}", in_days(7)).replace('Z', "+00:00");
+    let elsewhere = week.to_string().replace('Z', "+00:00");
     let again = object("TenantProfile", "default", json!({"enforcement": "Observe", "observeUntil": elsewhere}));
     apply("editor", &again).unwrap();
     apply("editor", &observe_until(in_days(6))).unwrap();
@@ -209,4 +211,95 @@ async fn platform_forbids_observing_and_too_far_is_never() {
     c.operator.kill();
     c.operator.start();
     c.answered(&gateway, &tenant, &push, "observed").await;
+}
+
+/// `remit` with these arguments: exit code, standard output, standard error.
+fn remit(args: &[&str]) -> (Option<i32>, String, String) {
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_remit")).args(args).env("NO_COLOR", "1").output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (out.status.code(), text(&out.stdout), text(&out.stderr))
+}
+
+/// From observing to a package under which the same calls are allowed, and those that were not made are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn suggest_turns_what_was_observed_into_a_package() {
+    let c = cluster();
+    let (tenant, gateway) = tenant(c).await;
+    c.apply(&tenant, &observe_until(in_days(7))).unwrap();
+    c.answered(&gateway, &tenant, &call("coder", "git/push", json!({"remote": "origin"})), "observed").await;
+    for n in 0..5 {
+        let arguments = json!({"path": format!("/work/a{}/f{n}", n % 2)});
+        assert_eq!(c.call(&gateway, &tenant, "coder", "files/read_file", arguments).await["decision"], true);
+        c.call(&gateway, &tenant, "coder", "git/push", json!({"remote": "origin"})).await;
+    }
+    c.call(&gateway, &tenant, "coder", "git/log", json!({"command": "x --force"})).await;
+    c.call(&gateway, &tenant, "coder", "db/drop_table", json!({"token": "hunter2"})).await;
+    c.call(&gateway, &tenant, "fresh", "git/log", json!({})).await;
+    eventually("all of it is recorded", || async {
+        let found = crate::checks::list(c, &tenant, "agent=coder&limit=1000").await;
+        if found.len() >= 13 { Ok(()) } else { Err(found.len().to_string()) }
+    })
+    .await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(path("ca.crt"), c.ca()).unwrap();
+    std::fs::write(path("token"), c.token_for(&tenant, "auditor", "remit-admin").await).unwrap();
+    let package = c.kubectl(&["get", "policypackage", "first-1.0.0", "-n", &tenant, "-o", "yaml"]).unwrap();
+    std::fs::write(path("first.yaml"), package).unwrap();
+    let (url, ca, token) = (c.url(), path("ca.crt"), path("token"));
+    let server = ["--url", &url, "--ca-file", &ca, "--token-file", &token, "-n", &tenant];
+    let (first, out) = (path("first.yaml"), path("out"));
+    let (code, said, error) =
+        remit(&[&["suggest", "--since", "7d", "--package", &first, "--out", &out][..], &server].concat());
+    assert_eq!(code, Some(0), "{said}{error}");
+    assert!(said.contains("0 unexplained"), "{said}");
+    let (code, tested, error) = remit(&["test", &out]);
+    assert_eq!(code, Some(0), "{tested}{error}");
+    let permits = std::fs::read_to_string(format!("{out}/permits.cedar")).unwrap();
+    assert!(
+        permits.contains(r#""coder" calls "git/log" (1×): a forbid stops it and stays (tenant/first/no-force)"#),
+        "{permits}"
+    );
+    assert!(permits.contains(r#""coder" calls "db/drop_table" (1×): seen 1 times, 3 are needed"#), "{permits}");
+    assert!(!permits.contains("hunter2"), "what is not needed is not written down");
+
+    // The same from the file that `decisions list` prints, byte for byte; never into a folder that is not empty.
+    let (code, listed, error) = remit(&[&["decisions", "list", "--limit", "1000", "-o", "json"][..], &server].concat());
+    assert_eq!(code, Some(0), "{error}");
+    std::fs::write(path("decisions.json"), listed).unwrap();
+    let (decisions, again) = (path("decisions.json"), path("again"));
+    let args = |out: &str| {
+        let args = ["suggest", "--decisions", &decisions, "--package", &first, "--out", out, "-o", "json"];
+        remit(&args)
+    };
+    let (code, said, error) = args(&again);
+    assert_eq!(code, Some(0), "{said}{error}");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&said["passed"], &said["summary"]["replay"]["unexplained"]), (&json!(true), &json!([])), "{said}");
+    for name in ["package.yaml", "permits.cedar", "forbids.cedar", "tests/allowed.yaml", "tests/boundaries.yaml"] {
+        let read = |dir: &str| std::fs::read_to_string(format!("{dir}/{name}")).unwrap();
+        assert_eq!(read(&out), read(&again), "{name}");
+    }
+    assert_eq!(args(&again).0, Some(2), "the folder is not empty");
+
+    // In force, without observing: what was done is allowed, and nothing else.
+    let (code, built, error) = remit(&["package", "build", &out]);
+    assert_eq!(code, Some(0), "{error}");
+    c.apply(&tenant, &built).unwrap();
+    c.apply(&tenant, &object("TenantProfile", "default", json!({"enforcement": "Enforce"}))).unwrap();
+    let read = |path: &str| call("coder", "files/read_file", json!({"path": path}));
+    c.answered(&gateway, &tenant, &read("/work/other/x"), "allowed").await;
+    c.answered(&gateway, &tenant, &call("coder", "git/push", json!({"remote": "origin"})), "allowed").await;
+    for (question, code) in [
+        (read("/etc/passwd"), "no_permit"),
+        (read("/work/../etc/passwd"), "no_permit"),
+        (call("coder", "git/push", json!({"remote": "evil"})), "no_permit"),
+        (call("coder", "git/push", json!({"remote": "origin", "command": "--force"})), "denied_by_policy"),
+        (call("coder", "git/log", json!({})), "no_permit"),
+        (call("coder", "db/drop_table", json!({})), "unknown_tool"),
+    ] {
+        let (_, answer) = c.check(&gateway, &tenant, &question).await;
+        assert_eq!(answer["context"]["code"], code, "{question} {answer}");
+    }
 }

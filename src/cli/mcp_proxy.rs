@@ -11,6 +11,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use super::mcp_http::{HttpArgs, HttpError};
 use super::pdp::{OpenError, PdpArgs};
 use super::terminal::failed;
 use crate::enforce::mcp::child::Server;
@@ -22,7 +23,7 @@ use crate::enforce::mcp::{Relay, Settings};
 /// What a decision point may take beyond its own timeout before it counts as none.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Checks every tool call between an MCP client and its server: put it before the server's command.
+/// Checks every tool call between an MCP client and its server: put it before the server's command, or before its URL.
 #[derive(Debug, Args)]
 pub struct McpProxy {
     #[command(flatten)]
@@ -36,8 +37,10 @@ pub struct McpProxy {
     /// The server may not ask the client's user, even where the client offers it
     #[arg(long)]
     no_elicitation: bool,
+    #[command(flatten)]
+    http: HttpArgs,
     /// Command that starts the server, after `--`
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "upstream", conflicts_with = "upstream", value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -48,8 +51,10 @@ fn server_name(text: &str) -> Result<String, String> {
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("--server NAME is needed: the command does not say what the server is called")]
+    #[error("--server NAME is needed: the command or URL does not say what the server is called")]
     Unnamed,
+    #[error(transparent)]
+    Http(#[from] HttpError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("{}: {error}", command.display())]
@@ -83,7 +88,10 @@ fn stream(of: BorrowedFd<'_>) -> std::io::Result<tokio::fs::File> {
 }
 
 async fn proxy(args: McpProxy) -> Result<(), Error> {
-    let server = args.server.clone().or_else(|| of_command(&args.command)).ok_or(Error::Unnamed)?;
+    // What is wrong with addresses and files is said before anything is opened.
+    let http = args.http.prepare().await?;
+    let named = || http.as_ref().map_or_else(|| of_command(&args.command), |http| http.server_name());
+    let server = args.server.clone().or_else(named).ok_or(Error::Unnamed)?;
     let mut signals = Vec::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
         signals.push(signal(kind)?);
@@ -101,6 +109,11 @@ async fn proxy(args: McpProxy) -> Result<(), Error> {
         no_sampling: args.no_sampling,
         no_elicitation: args.no_elicitation,
     };
+    if let Some(http) = http {
+        http.serve(settings, pdp.clone(), args.pdp.timeout + MARGIN, stop).await;
+        pdp.close().await;
+        return Ok(());
+    }
     let (courier, answers) = Courier::new(pdp.clone(), agent, args.pdp.timeout + MARGIN);
     let connection = Connection::new(Relay::new(settings), courier, answers);
     let done = match Server::start(&args.command) {

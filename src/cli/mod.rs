@@ -10,6 +10,7 @@ mod generate;
 mod hook;
 mod init;
 mod keygen;
+mod mcp_http;
 mod mcp_proxy;
 pub mod operator;
 mod output;

@@ -17,7 +17,7 @@ use super::terminal::printable;
 use super::test::examine;
 use crate::api::{PolicyPackageSpec, SourceFile};
 use crate::gate::DecisionRecord;
-use crate::source::folder::{Packages, read};
+use crate::source::folder::{MANIFEST, Packages, read};
 use crate::store::{Page, StoredDecision};
 use crate::suggest::{Settings, SuggestError, Suggestion, suggest};
 use crate::transport::encode;
@@ -42,7 +42,7 @@ pub struct Suggest {
     /// Reads decisions from a file (`-`: standard input) instead of a server: what `remit decisions list -o json` prints, or JSON lines
     #[arg(long, value_name = "FILE")]
     decisions: Option<PathBuf>,
-    /// The package that the decisions were made under (folder or objects): its forbids and tools stay
+    /// The package that the decisions were made under (folder or objects): its forbids and tools stay [default: that of --policy]
     #[arg(long, value_name = "DIR|FILE")]
     package: Option<PathBuf>,
     /// Only decisions from then on: a time, or an age such as 7d
@@ -94,7 +94,8 @@ pub async fn run(args: Suggest) -> ExitCode {
 
 async fn suggested(mut args: Suggest) -> Result<u8, Error> {
     empty(&args.out)?;
-    let existing = args.package.as_deref().map(one_package).transpose()?;
+    let there = args.package.clone().or_else(|| args.server.policy.as_deref().and_then(package_of));
+    let existing = there.as_deref().map(one_package).transpose()?;
     let server = std::mem::take(&mut args.server);
     let mut records = match &args.decisions {
         Some(path) => from_file(path)?,
@@ -185,6 +186,16 @@ fn write(dir: &Path, files: &[SourceFile]) -> Result<(), CommandError> {
         std::fs::write(&path, &file.text).map_err(|e| failed(&path, e))?;
     }
     Ok(())
+}
+
+/// The package in a folder of `remit serve`: the folder itself, or the only one in it. None: it holds none or several.
+fn package_of(dir: &Path) -> Option<PathBuf> {
+    if dir.join(MANIFEST).is_file() {
+        return Some(dir.to_owned());
+    }
+    let folders = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut packages = folders.filter(|path| path.join(MANIFEST).is_file());
+    packages.next().filter(|_| packages.next().is_none())
 }
 
 /// The one package of a folder or a file.

@@ -15,7 +15,7 @@ use super::output::{CommandError, FAIL, Format, PASS, finish, print, print_json}
 use super::terminal::printable;
 use crate::enforce::http::{Upstream, UpstreamArgs};
 use crate::enforce::listing::{Target, list};
-use crate::enforce::mcp::server_name::{is_server_name, of_command};
+use crate::enforce::mcp::server_name::{is_server_name, of_command, of_url};
 use crate::package::import::{Changed, Difference, Manifest, Offered, compare};
 use crate::source::folder::MANIFEST;
 
@@ -141,15 +141,6 @@ fn server(args: &Import, source: &Source) -> Result<String, CommandError> {
     }
     let what = "lower-case letters, digits, `.`, `_` and `-`, at most 63";
     Err(CommandError::Usage(format!("--server {:?}: a server's name has {what}", printable(&name))))
-}
-
-/// The first label of the host. None of an address, which says nothing.
-fn of_url(url: &str) -> Option<String> {
-    let uri: axum::http::Uri = url.parse().ok()?;
-    let host = uri.host()?.to_ascii_lowercase();
-    let label = host.split('.').next().unwrap_or_default();
-    let says_nothing = label.bytes().all(|b| b.is_ascii_digit()) || host.starts_with('[') || label == "localhost";
-    (!says_nothing && is_server_name(label)).then(|| label.to_owned())
 }
 
 fn read_manifest(path: &Path) -> Result<String, CommandError> {
@@ -310,14 +301,6 @@ fn report(server: &str, path: &Path, difference: &Difference, written: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_url_names_its_server_by_the_first_label() {
-        assert_eq!(of_url("https://GitHub.mcp.example/mcp").as_deref(), Some("github"));
-        for nothing in ["http://127.0.0.1:1/mcp", "http://[::1]/", "http://localhost:3001/mcp", "nonsense", "/x"] {
-            assert_eq!(of_url(nothing), None, "{nothing}");
-        }
-    }
 
     #[test]
     fn a_description_is_compared_by_words() {

@@ -32,7 +32,7 @@ pub struct Local {
 /// What this process is to the folder now.
 enum Role {
     Leading(Laptop, InProcess),
-    Following(UnixSocket),
+    Following(Box<UnixSocket>),
 }
 
 /// Nobody leads yet, or no longer.
@@ -115,7 +115,7 @@ impl Local {
     async fn elect(&self) -> Elected<Role> {
         let socket = UnixSocket::new(self.state.socket());
         if self.state.socket().exists() && alive(&socket).await {
-            return Ok(Ok(Role::Following(socket)));
+            return Ok(Ok(Role::Following(Box::new(socket))));
         }
         match Laptop::lead(&self.options, &self.state).await {
             Ok(laptop) => {

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 use crate::api::Delegator;
 pub use crate::gate::CallOutcome;
 
+/// Stands for every tool that no package lists, while a tenant observes.
+pub const ANY_TOOL: &str = "*";
+
 /// Boxed, so that the trait stays object safe.
 pub type PdpFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -98,7 +101,8 @@ pub enum PdpError {
 pub trait Pdp: Send + Sync {
     /// Decides one call.
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>>;
-    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted.
+    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted; [`ANY_TOOL`] among them: those that no
+    /// package lists too.
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>>;
     /// The same, with what the package knows of each.
     fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {

@@ -439,6 +439,18 @@ mod tests {
     }
 
     #[test]
+    fn no_user_of_the_cluster_can_have_the_name_of_an_issuers_identity() {
+        for name in ["oidc:https://idp#coder", "spiffe://prod/coder", "acme\0oidc:https://idp#coder", "a\nb"] {
+            let mut named = status(Some(&["remit"]));
+            named.user.as_mut().unwrap().username = Some(name.into());
+            assert_eq!(accept(&named, Audience::Checks), Err(AuthnError::Rejected), "{name:?}");
+        }
+        let mut prefixed = status(Some(&["remit"]));
+        prefixed.user.as_mut().unwrap().username = Some("oidc:alice@example.com".into());
+        assert!(accept(&prefixed, Audience::Checks).is_ok(), "a usual prefix of the API server's own OIDC users");
+    }
+
+    #[test]
     fn foreign_audience_token() {
         let foreign = &["https://kubernetes.default.svc", "remit-admin", "remit2"];
         assert_eq!(accept(&status(Some(foreign)), Audience::Checks), Err(AuthnError::Audience("remit")));

@@ -203,3 +203,22 @@ async fn metadata_names_the_search_endpoints() {
     assert_eq!(metadata["search_resource_endpoint"], "https://remit.example/tenants/acme/access/v1/search/resource");
     assert_eq!(metadata["search_subject_endpoint"], "https://remit.example/tenants/acme/access/v1/search/subject");
 }
+
+#[tokio::test]
+async fn while_the_tenant_observes_what_would_be_let_through_is_found() {
+    use crate::server::Clock as _;
+    let w = world().await;
+    let mut snapshot = (**w.state.snapshot.load()).clone();
+    let mut acme = snapshot.tenants["acme"].as_ref().clone();
+    acme.profile.observe_until = Some(w.clock.now() + jiff::SignedDuration::from_hours(1));
+    snapshot.tenants.insert("acme".into(), Arc::new(acme));
+    w.state.snapshot.store(Arc::new(snapshot));
+    let found = w.post("acme:gateway", RESOURCE, &tools_of("coder")).await;
+    let expected: Vec<String> = (0..6).map(|n| format!("files/read{n}")).collect();
+    let mut expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    expected.insert(0, crate::enforce::ANY_TOOL);
+    expected.extend(["git/gc", "git/push"]);
+    assert_eq!(ids(&found.body), expected, "{}", found.text);
+    let found = w.post("acme:gateway", RESOURCE, &tools_of("fresh")).await;
+    assert!(ids(&found.body).is_empty(), "the platform denies everything to trust 0: {}", found.text);
+}

@@ -11,6 +11,7 @@ mod http;
 pub mod jwt;
 pub mod mcp;
 mod operator;
+pub mod peers;
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -176,6 +177,27 @@ def test_who_asks(serve: Serve) -> None:
         stranger.check("git/log", {})
     with pytest.raises(RemitDenied, match="unknown_agent"):
         RemitClient(serve.url, agent="nobody").check("git/log", {})
+
+
+def test_what_became_of_a_call_is_in_its_record(serve: Serve, remit: RemitClient) -> None:
+    def fails() -> None:
+        raise OSError("remote hung up")
+
+    for call, outcome in ((lambda: None, "success"), (fails, "tool_error")):
+        decision = remit.check("app/push", {"branch": "main"})
+        try:
+            remit.run(decision, call)
+        except OSError:
+            pass
+        end = time.monotonic() + 60
+        while True:
+            get = [os.environ["REMIT_BIN"], "decisions", "get", str(decision.id), "-o", "json", "--policy", str(serve.folder)]
+            record = json.loads(subprocess.run(get, check=True, capture_output=True).stdout)
+            if record.get("call"):
+                break
+            assert time.monotonic() < end, record
+            time.sleep(0.05)
+        assert record["call"]["outcome"] == outcome and record["call"]["duration_ms"] >= 0
 
 
 def test_a_decision_point_that_dies(serve: Serve, remit: RemitClient) -> None:

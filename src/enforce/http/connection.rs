@@ -244,7 +244,12 @@ impl Connection {
         let waiters: Vec<Waiter> = lock(&self.waiters).drain().map(|(_, waiter)| waiter).collect();
         for waiter in waiters {
             let _ = waiter.out.try_send(Out::Gone);
+            if let Some(exchange) = waiter.exchange {
+                exchange.abort();
+            }
         }
+        let actions = lock(&self.relay).server_ended(&[], Instant::now());
+        let _ = self.perform(actions, From::Unasked).await;
         // What Remit allows now is not sent any more, and that is reported.
         let decided = async {
             while lock(&self.relay).undecided() {
@@ -343,7 +348,8 @@ impl Connection {
                 Ok(true) => return,
                 Ok(false) => "the MCP server's response ended without an answer".to_owned(),
                 Err(error) => {
-                    tracing::warn!(%error, id = %asked, "a request to the MCP server failed");
+                    // A server of the older era refuses the newer one's first request: how a client finds out.
+                    tracing::info!(%error, id = %asked, "a request to the MCP server failed");
                     brief(&error)
                 }
             };

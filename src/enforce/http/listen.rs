@@ -407,3 +407,7 @@ impl Reply {
 pub fn url(address: SocketAddr) -> String {
     format!("http://{address}{PATH}")
 }
+
+#[cfg(test)]
+#[path = "listen_tests.rs"]
+mod tests;

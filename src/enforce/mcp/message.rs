@@ -96,6 +96,8 @@ pub struct Message<'a> {
     pub params: Option<&'a RawValue>,
     /// `result` of a response: an object.
     pub result: Option<&'a RawValue>,
+    /// `error` of a response: an object.
+    pub error: Option<&'a RawValue>,
 }
 
 impl<'a> Message<'a> {
@@ -134,7 +136,7 @@ impl<'a> Message<'a> {
             (None, None) if error.is_some() => return Err("an error that answers no request".into()),
             (_, None) => return Err("neither a request, a notification nor a response".into()),
         };
-        Ok(Self { kind, params, result })
+        Ok(Self { kind, params, result, error })
     }
 }
 

@@ -52,6 +52,15 @@ pub fn of_command(command: &[OsString]) -> Option<String> {
     None
 }
 
+/// The name that a URL gives its server: the first label of its host. None of an address, which says nothing.
+pub fn of_url(url: &str) -> Option<String> {
+    let uri: axum::http::Uri = url.parse().ok()?;
+    let host = uri.host()?.to_ascii_lowercase();
+    let label = host.split('.').next().unwrap_or_default();
+    let says_nothing = label.bytes().all(|b| b.is_ascii_digit()) || host.starts_with('[') || label == "localhost";
+    (!says_nothing && is_server_name(label)).then(|| label.to_owned())
+}
+
 /// The name that a package, module or file gives.
 fn of_package(word: &str) -> Option<String> {
     // `@scope/name@1.2` → `name`; `name==1.2`, `name[extra]` → `name`; `dir/name.py` → `name`.
@@ -103,6 +112,14 @@ mod tests {
             ("pnpm dlx some-mcp", "some"),
         ] {
             assert_eq!(name(command).as_deref(), Some(expected), "{command}");
+        }
+    }
+
+    #[test]
+    fn a_url_names_its_server_by_the_first_label() {
+        assert_eq!(of_url("https://GitHub.mcp.example/mcp").as_deref(), Some("github"));
+        for nothing in ["http://127.0.0.1:1/mcp", "http://[::1]/", "http://localhost:3001/mcp", "nonsense", "/x"] {
+            assert_eq!(of_url(nothing), None, "{nothing}");
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::message::{Members, brief};
-use crate::enforce::ListedTool;
+use crate::enforce::{ANY_TOOL, ListedTool};
 use crate::server::parse_json;
 
 /// What the digest covers: all that tells a model what the tool is. `_meta`, `icons` and `execution` say nothing of it.
@@ -93,8 +93,10 @@ impl Page {
         self.tools.iter().map(|tool| (tool.raw.as_str(), tool.definition.digest.as_str()))
     }
 
-    /// The result with only the tools that `keep` names (`server/name`), that are what was reviewed, and that the catalogue knows.
+    /// The result with only the tools that `keep` names (`server/name`, or [`ANY_TOOL`]), that are what was reviewed, and that the
+    /// catalogue knows.
     pub fn only(&self, server: &str, keep: &[ListedTool], catalogue: &Catalogue) -> String {
+        let any = keep.iter().any(|k| k.name == ANY_TOOL);
         let reviewed: HashMap<&str, Option<&str>> = keep
             .iter()
             .filter_map(|k| Some((k.name.strip_prefix(server)?.strip_prefix('/')?, k.schema_digest.as_deref())))
@@ -102,7 +104,7 @@ impl Page {
         let shown = |tool: &&Listed| {
             let digest = &tool.definition.digest;
             let pinned = reviewed.get(tool.name.as_str());
-            pinned.is_some_and(|pinned| pinned.is_none_or(|pinned| pinned == digest))
+            (any || pinned.is_some_and(|pinned| pinned.is_none_or(|pinned| pinned == digest)))
                 && catalogue.get(&tool.name).is_some_and(|known| known.digest == *digest)
         };
         let tools: Vec<&str> = self.tools.iter().filter(shown).map(|tool| tool.raw.as_str()).collect();
@@ -274,6 +276,9 @@ mod tests {
         let now = catalogue.get("a").unwrap().digest.clone();
         assert_eq!(page.only("fs", &[known("fs/a", Some("sha256:other"))], &catalogue), r#"{"tools":[]}"#);
         assert!(page.only("fs", &[known("fs/a", Some(&now))], &catalogue).contains("Send"));
+        let any = |name: &str| known(name, None);
+        assert_eq!(page.only("fs", &[any(ANY_TOOL)], &Catalogue::default()), r#"{"tools":[]}"#);
+        assert!(page.only("fs", &[any(ANY_TOOL)], &catalogue).contains("Send"), "observed, so it would be let through");
     }
 
     #[test]

@@ -18,6 +18,8 @@ const ADMIN: &[&str] = &[
     "deploy",
     "destroy",
     "drop",
+    "env",
+    "environ",
     "erase",
     "eval",
     "evaluate",

@@ -57,7 +57,12 @@ pub enum KeyError {
 
 enum Source {
     File(PathBuf),
-    Http { uri: Uri, client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>> },
+    Http(Box<Http>),
+}
+
+struct Http {
+    uri: Uri,
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
 }
 
 /// The keys of one issuer.
@@ -85,7 +90,7 @@ impl Keys {
             (None, uri) => {
                 let uri = uri.as_deref().unwrap_or_default().parse::<Uri>();
                 let uri = uri.map_err(|e| failed(KeyError::Fetch(format!("jwksUri: {e}"))))?;
-                Source::Http { uri, client: client(issuer).map_err(failed)? }
+                Source::Http(Box::new(Http { uri, client: client(issuer).map_err(failed)? }))
             }
         };
         let name = issuer.name().to_owned();
@@ -153,8 +158,8 @@ impl Keys {
                 }
                 tokio::fs::read(path).await.map_err(|e| failed(e.to_string()))
             }
-            Source::Http { uri, client } => {
-                let done = tokio::time::timeout(TIMEOUT, get(client, uri)).await;
+            Source::Http(http) => {
+                let done = tokio::time::timeout(TIMEOUT, get(&http.client, &http.uri)).await;
                 done.map_err(|_| KeyError::Fetch(format!("no answer within {} s", TIMEOUT.as_secs())))?
             }
         }

@@ -18,6 +18,9 @@ use crate::enforce::mcp::tools::Page;
 const RESULT: &[&str] =
     &["resultType", "inputRequests", "isError", "task", "taskId", "status", "result", "error", "protocolVersion"];
 
+/// "URL elicitation required" (2025-11-25).
+const VISIT: f64 = -32042.0;
+
 impl Relay {
     /// One message of the server.
     pub fn from_server(&mut self, line: &[u8], now: Instant) -> Vec<Action> {
@@ -140,6 +143,9 @@ impl Relay {
             }
         };
         let Some(result) = message.result else {
+            if !self.permitted(offers).elicitation && message.error.is_some_and(asks_for_a_visit) {
+                return self.broken(&id, "it asks the user, which the client does not offer", now);
+            }
             return match self.pending.remove(&id) {
                 Some(Pending::Sent { allowed, .. }) => vec![report(&allowed, CallOutcome::Failed, now), pass],
                 _ => vec![pass],
@@ -239,6 +245,17 @@ fn task_ended(members: &Members<'_>) -> Option<CallOutcome> {
         "failed" => Some(CallOutcome::Failed),
         "cancelled" => Some(CallOutcome::Cancelled),
         _ => None,
+    }
+}
+
+/// Whether an error asks the client to send its user to an address (2025-11-25).
+fn asks_for_a_visit(error: &RawValue) -> bool {
+    let code = Members::read(error.get(), &["code"], false).map(|members| members.get("code").map(RawValue::get));
+    match code {
+        // However it is written.
+        Ok(Some(code)) => code.parse::<f64>().is_ok_and(|code| code == VISIT),
+        Ok(None) => false,
+        Err(_) => true,
     }
 }
 

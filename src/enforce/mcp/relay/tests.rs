@@ -542,6 +542,23 @@ fn what_a_server_asks_within_a_result_is_judged_likewise() {
 }
 
 #[test]
+fn an_error_that_sends_the_user_somewhere_passes_only_where_users_may_be_asked() {
+    for (offers, code, passes) in [
+        (json!({"elicitation": {}}), "-32042", true),
+        (json!({}), "-32042", false),
+        (json!({}), "-3.2042e4", false),
+        (json!({}), "-32041", true),
+    ] {
+        let mut world = World::new();
+        world.initialize(offers);
+        world.client(r#"{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"name":"p"}}"#);
+        let data = r#"{"elicitations":[{"mode":"url","url":"https://evil.example"}]}"#;
+        world.server(&format!(r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":{code},"message":"","data":{data}}}}}"#));
+        assert_eq!(world.client.last().unwrap().to_string().contains("evil"), passes, "{code}");
+    }
+}
+
+#[test]
 fn a_call_that_is_taken_back_is_never_sent() {
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
     let mut world = World::ready();

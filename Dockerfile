@@ -1,0 +1,16 @@
+# The image that the chart and examples/ name. None is published yet: build it, push it to a registry of yours, and put that name into
+# `image.repository` of the chart and `images:` of the examples' kustomization.yaml.
+#
+#     docker build -t registry.example/remit:0.1.0 .
+FROM rust:1.95-slim-bookworm AS build
+# SQLite and ring are compiled from C.
+RUN apt-get update && apt-get install --yes --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked --bin remit && strip target/release/remit
+
+# glibc, libgcc and CA certificates; no shell. The same Debian as above, so that the C library is not older than the binary wants.
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /src/target/release/remit /usr/local/bin/remit
+USER 65532:65532
+ENTRYPOINT ["/usr/local/bin/remit"]
