@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::jwt::{Signer, hs256, unsigned};
-use crate::support::{Cluster, call, eventually};
+use crate::support::{Cluster, call, eventually, eventually_blocking, free_port};
 
 /// An issuer on loopback: serves its JWK Set, and counts how often.
 struct Idp {
@@ -193,4 +193,80 @@ async fn agents_of_configured_issuers_are_who_their_tokens_say_and_nobody_else()
         }
     })
     .await;
+}
+
+#[test]
+fn a_folder_takes_tokens_of_configured_issuers_too() {
+    let (key, other) = (Signer::es256(), Signer::es256());
+    let folder = tempfile::tempdir().expect("folder");
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("file");
+    std::fs::create_dir(folder.path().join("policy")).expect("folder");
+    write("policy/package.yaml", "package: first\nversion: 1.0.0\ntools: [{name: git/log, tier: read}]\n");
+    write("policy/main.cedar", r#"@id("all") permit(principal, action == Action::"call_tool", resource);"#);
+    let identity = json!({"oidc": {"issuer": "https://idp.example", "subject": "ci"}});
+    let object = json!({
+        "apiVersion": "remit.dev/v1alpha1", "kind": "Agent", "metadata": {"name": "coder", "namespace": "acme"},
+        "spec": {"trustLevel": 2, "identities": [identity]},
+    });
+    write("agents.json", &object.to_string());
+    let aside = tempfile::tempdir().expect("folder");
+    std::fs::write(aside.path().join("jwks.json"), json!({"keys": [key.jwk("1")]}).to_string()).expect("keys");
+    let issuers = aside.path().join("issuers.yaml");
+    let text = "- {issuer: https://idp.example, jwksFile: jwks.json, tenants: [acme]}\n";
+    std::fs::write(&issuers, text).expect("issuers");
+
+    let port = free_port();
+    let server = std::process::Command::new(env!("CARGO_BIN_EXE_remit"))
+        .arg("serve")
+        .arg(folder.path())
+        .arg(format!("--issuers={}", issuers.display()))
+        .arg(format!("--listen=127.0.0.1:{port}"))
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("remit serve");
+    let _server = Ended(server);
+    let ask = |token: &str| -> Result<(u16, Value), String> {
+        use std::io::{Read as _, Write as _};
+        let body = call("coder", "git/log", json!({})).to_string();
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).map_err(|e| e.to_string())?;
+        write!(
+            stream,
+            "POST /access/v1/evaluation HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .map_err(|e| e.to_string())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(|e| e.to_string())?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status")?;
+        Ok((status, serde_json::from_str(body).unwrap_or_default()))
+    };
+    let claims =
+        |sub: &str| json!({"iss": "https://idp.example", "sub": sub, "aud": "remit", "iat": now(), "exp": now() + 900});
+    let answer = eventually_blocking("remit serve answers", || match ask(&key.token("1", &claims("ci")))? {
+        (200, answer) => Ok(answer),
+        (status, answer) => Err(format!("{status} {answer}")),
+    });
+    assert_eq!((&answer["decision"], &answer["context"]["code"]), (&json!(true), &json!("allowed")), "{answer}");
+    for (why, token, status, code) in [
+        ("another key", other.token("1", &claims("ci")), 401, "token_rejected"),
+        ("another subject", key.token("1", &claims("cj")), 403, "not_allowed"),
+        ("the name of the folder's own token", key.token("1", &claims("local-token")), 403, "not_allowed"),
+        ("nobody signed it", unsigned(&claims("ci")), 401, "token_rejected"),
+    ] {
+        let (got, answer) = ask(&token).expect("answer");
+        assert_eq!((got, &answer["code"]), (status, &json!(code)), "{why}: {answer}");
+    }
+}
+
+/// A process that ends with its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -35,7 +35,7 @@ fn container<'a>(deployment: &'a Value, name: &str) -> &'a Value {
     all.find(|c| c["name"] == name).unwrap_or_else(|| panic!("no container {name}"))
 }
 
-fn text<'a>(value: &'a Value) -> &'a str {
+fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }
 
@@ -188,6 +188,7 @@ impl<'a> Local<'a> {
         }
         let mut args = list(container, "/args").map(text);
         assert_eq!(args.next(), Some("mcp-proxy"));
+        // Over standard streams instead of HTTP: who the proxy is, whom it asks and what it then does are the same.
         let moved = |a: &&str| !a.starts_with("--listen=") && !a.starts_with("--upstream=");
         command.arg("mcp-proxy").args(args.filter(moved));
         command.args(["--", "python3"]).arg(file("tests/peers/fake_server.py"));

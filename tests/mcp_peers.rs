@@ -6,8 +6,8 @@
 
 use serde_json::{Value, json};
 
-use crate::support::file;
 use crate::support::peers::{Desk, HttpServer, Sdk, server};
+use crate::support::{eventually, file};
 
 const DENIED: &str =
     "denied (no-writes-here): You may only read here. Say what you would change, and a person will change it.";
@@ -245,4 +245,9 @@ async fn a_tool_that_changed_after_its_import_is_lost_until_it_is_imported_again
     );
     let changed = json!({"command": proxied, "env": {"NOTES": folder, "DESCRIPTION": other}, "steps": read});
     assert_eq!(Sdk::Python1.run(changed).await.text(0), ("hello", false));
+    eventually("the running proxy sees the import", || async {
+        let outcome = Sdk::TypeScript2.run(json!({"url": proxy.url, "steps": read})).await;
+        if outcome.text(0) == ("hello", false) { Ok(()) } else { Err(outcome.value.to_string()) }
+    })
+    .await;
 }

@@ -103,7 +103,7 @@ async fn what_can_not_be_imported_is_said_and_nothing_is_written() {
     let path = desk.policy().join("package.yaml");
     let before = std::fs::read_to_string(&path).unwrap();
     for (args, wanted) in [
-        (&["--", "/no/such/server"][..], "can't be started"),
+        (&["--server", "x", "--", "/no/such/server"][..], "can't be started"),
         (&["--server", "x", "--", "false"], "ended before it had listed its tools"),
         (&["--server", "x", "--mcp-url", "http://127.0.0.1:1/mcp"], "can't be reached"),
         (&["--server", "x", "--mcp-url", "http://192.0.2.1/mcp"], "--allow-plain-upstream"),

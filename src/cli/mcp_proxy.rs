@@ -39,8 +39,8 @@ pub struct McpProxy {
     no_elicitation: bool,
     #[command(flatten)]
     http: HttpArgs,
-    /// Command that starts the server, after `--`
-    #[arg(last = true, required_unless_present = "upstream", conflicts_with = "upstream", value_name = "COMMAND")]
+    /// Command that starts the server and its arguments; `--` before it is optional
+    #[arg(trailing_var_arg = true, required_unless_present = "upstream", conflicts_with = "upstream", value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 

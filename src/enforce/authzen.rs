@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::local::Local;
-use super::pdp::{CallOutcome, ListedTool, Pdp, PdpError, PdpFuture, Question, Ruling, Verdict};
+use super::pdp::{ANY_TOOL, CallOutcome, ListedTool, Pdp, PdpError, PdpFuture, Question, Ruling, Verdict};
 use crate::api::DelegatorKind;
 use crate::server::parse_json;
 use crate::transport::{Bounds, SendError, Transport, encode};
@@ -199,8 +199,12 @@ impl AuthZen {
         let question = json!({
             "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool"},
         });
+        let found = self.search("resource", &question).await?;
         let mut tools = Vec::new();
-        for result in self.search("resource", &question).await?.results {
+        if found.observed_until.is_some() {
+            tools.push(ListedTool { name: ANY_TOOL.to_owned(), schema_digest: None });
+        }
+        for result in found.results {
             match (result.get("type").and_then(Value::as_str), result.get("id").and_then(Value::as_str)) {
                 (Some("tool"), Some(id)) => {
                     let digest = match result.get("properties").and_then(|p| p.get("schema_digest")) {
@@ -239,7 +243,9 @@ impl Pdp for AuthZen {
     }
 
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
-        Box::pin(async move { Ok(self.tools_of(agent).await?.into_iter().map(|tool| tool.name).collect()) })
+        Box::pin(async move {
+            Ok(self.tools_of(agent).await?.into_iter().map(|tool| tool.name).filter(|name| name != ANY_TOOL).collect())
+        })
     }
 
     fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
@@ -462,7 +468,8 @@ mod tests {
     async fn tools_are_gathered_over_all_pages() {
         let route = post(|axum::Json(body): axum::Json<Value>| async move {
             axum::Json(match body["page"]["token"].as_str() {
-                None => json!({"results": [{"type": "tool", "id": "b/x"}], "page": {"next_token": "2"}}),
+                None => json!({"results": [{"type": "tool", "id": "b/x"}], "page": {"next_token": "2"},
+                    "context": {"observed_until": "2026-11-22T14:00:00Z"}}),
                 Some("2") => json!({"results": [{"type": "tool", "id": "a/y"}], "page": {"next_token": ""}}),
                 Some(_) => json!({"results": "no"}),
             })
@@ -473,5 +480,7 @@ mod tests {
         let token = Token::File(TokenFile::new(dir.path().join("token")));
         let pdp = AuthZen::new(Box::new(InProcess(router)), token, None, Duration::from_secs(10));
         assert_eq!(pdp.tools("coder").await.unwrap(), ["a/y", "b/x"]);
+        let listed: Vec<String> = pdp.listed("coder").await.unwrap().into_iter().map(|t| t.name).collect();
+        assert_eq!(listed, [ANY_TOOL, "a/y", "b/x"], "while the tenant observes, so is what nobody lists");
     }
 }

@@ -11,9 +11,6 @@ use serde_json::{Map, Value};
 use crate::api::Delegator;
 pub use crate::gate::CallOutcome;
 
-/// Stands for every tool that no package lists, while a tenant observes.
-pub const ANY_TOOL: &str = "*";
-
 /// Boxed, so that the trait stays object safe.
 pub type PdpFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -64,10 +61,13 @@ pub struct Verdict {
     pub asks: Vec<String>,
 }
 
+/// Name that stands for every tool that no package lists: while a tenant observes, calls of those are let through.
+pub const ANY_TOOL: &str = "*";
+
 /// A tool of which some call could be allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedTool {
-    /// `server/name`.
+    /// `server/name`, or [`ANY_TOOL`].
     pub name: String,
     /// Digest of the definition that was reviewed. One that the server defines otherwise now is not to be shown to a model.
     pub schema_digest: Option<String>,
@@ -101,10 +101,9 @@ pub enum PdpError {
 pub trait Pdp: Send + Sync {
     /// Decides one call.
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>>;
-    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted; [`ANY_TOOL`] among them: those that no
-    /// package lists too.
+    /// Tools (`server/name`) of which some call by this agent could be allowed, sorted.
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>>;
-    /// The same, with what the package knows of each.
+    /// The same, with what the package knows of each; and [`ANY_TOOL`] while the tenant observes.
     fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
         let listed = |name| ListedTool { name, schema_digest: None };
         Box::pin(async move { Ok(self.tools(agent).await?.into_iter().map(listed).collect()) })

@@ -7,7 +7,7 @@
 use super::decision::{CheckInput, Decision, Outcome, SessionState, TOO_COSTLY};
 use super::pass::{Pass, deny};
 use super::subject::bad_request;
-use super::{Gate, delegation, observe, platform, policy, stops, subject};
+use super::{delegation, observe, platform, policy, stops, subject};
 use crate::policy::{CompiledPackage, Kind, Outcomes, PolicyProspect, Prospect, Query, QueryError};
 
 /// Policies of one answer that name the conditions on which it depends.
@@ -65,6 +65,11 @@ pub struct Depends {
 }
 
 impl Prospects {
+    /// Nothing stands in the way, as long as nothing was looked at.
+    fn everything() -> Self {
+        Self { allowed: Could::Always, approval: Could::No, stopped: None, depends: Vec::new(), work: 1 }
+    }
+
     fn none(stopped: Decision, work: u64) -> Self {
         Self { allowed: Could::No, approval: Could::No, stopped: Some(stopped), depends: Vec::new(), work }
     }
@@ -79,60 +84,56 @@ pub fn could_allow(input: &CheckInput<'_>) -> Result<Prospects, Decision> {
         input.session = SessionState::Live;
     }
     let mut pass = Pass::new(&input);
-    let gates: [Gate; 4] = [platform::gate, subject::gate, delegation::gate, stops::gate];
-    let end = gates.iter().find_map(|gate| gate(&mut pass).err());
-    let observing = observe::observing(&pass).is_some();
-    if let Some(decision) = end.filter(|end| !observing || !observe::liftable(&pass, end)) {
-        return stopped(decision, 1);
-    }
-    let mut all =
-        Prospects { allowed: Could::Always, approval: Could::No, stopped: None, depends: Vec::new(), work: 1 };
-    let evaluated = if observing {
-        // What the tenant's own side says changes no answer.
-        observe::reach(&mut pass).and_then(|tools| {
-            let ask = |query: &Query<'_>, budget| weigh(pass.platform, None, query, budget, &mut all);
-            policy::each_of_platform(&pass, &tools.each(), ask)
-        })
-    } else {
-        let budget = input.pattern_budget;
-        policy::each(&pass, |package, query| weigh(pass.platform, Some(package), query, budget, &mut all))
-    };
-    match evaluated {
-        Ok(()) => Ok(all),
-        Err(decision) => stopped(decision, all.work),
+    let mut all = Prospects::everything();
+    let gates = [platform::gate, subject::gate, delegation::gate, stops::gate];
+    let end = gates.iter().find_map(|gate| gate(&mut pass).err()).or_else(|| {
+        let platform = pass.platform;
+        policy::each(&pass, |package, query| weigh(platform, package, query, input.pattern_budget, &mut all)).err()
+    });
+    let observes = pass.tenant.is_some_and(|t| t.profile.observes(input.now).is_some());
+    match end {
+        None if observes => Ok(Prospects { approval: Could::No, ..all }),
+        None => Ok(all),
+        Some(decision) if decision.outcome == Outcome::Refused => Err(decision),
+        // While the tenant observes, only what the platform certainly stops is impossible.
+        Some(decision) if observes && observe::liftable(&pass, &decision) && !by_platform(&decision) => {
+            match stops::gate(&mut pass) {
+                Err(stop) => Ok(Prospects::none(stop, all.work)),
+                Ok(()) => Ok(Prospects { allowed: Could::Maybe, work: all.work, ..Prospects::everything() }),
+            }
+        }
+        Some(decision) => Ok(Prospects::none(decision, all.work)),
     }
 }
 
-fn stopped(decision: Decision, work: u64) -> Result<Prospects, Decision> {
-    match decision.outcome {
-        Outcome::Refused => Err(decision),
-        _ => Ok(Prospects::none(decision, work)),
-    }
+/// Whether a policy of the platform is what decided.
+fn by_platform(decision: &Decision) -> bool {
+    decision.policies.iter().any(|p| p.id.starts_with("platform/"))
 }
 
-/// One pair of evaluations, with or without the delegator: the call must pass each. Without a package the platform alone.
+/// One pair of evaluations, with or without the delegator: the call must pass each.
 fn weigh(
     platform: &[std::sync::Arc<CompiledPackage>],
-    package: Option<&CompiledPackage>,
+    package: &CompiledPackage,
     query: &Query<'_>,
     budget: u64,
     all: &mut Prospects,
 ) -> Result<(), Decision> {
     // With arguments it costs no less.
-    for p in platform.iter().map(AsRef::as_ref).chain(package) {
+    for p in platform.iter().map(AsRef::as_ref).chain([package]) {
         let cost = p.pattern_cost(query);
         if cost > budget {
             return Err(deny(TOO_COSTLY, "The facts alone are too long for the patterns that would read them."));
         }
         all.work += cost / COST_OF_A_MICROSECOND;
     }
-    let tenant = package.map(|p| p.prospect(query).map_err(bad_request)).transpose()?;
+    let tenant = package.prospect(query).map_err(bad_request)?;
     let mut sides: Vec<Prospect> = Vec::with_capacity(platform.len() + 1);
     for p in platform {
         sides.push(p.prospect(query).map_err(platform_error)?);
     }
     let platforms = sides.len();
-    sides.extend(tenant);
+    sides.push(tenant);
     all.work += sides.iter().map(|s| s.policies.len() as u64).sum::<u64>();
 
     let policies = || sides.iter().flat_map(|s| &s.policies);
@@ -153,10 +154,10 @@ fn weigh(
     };
     let numbered = || sides.iter().enumerate().flat_map(|(n, s)| s.policies.iter().map(move |p| (n, p)));
     let permits: Vec<_> = numbered().filter(counts).collect();
-    if permits.is_empty() && package.is_some() {
+    if permits.is_empty() {
         return Err(deny("no_permit", "No policy permits this."));
     }
-    let settled = (package.is_none() || permits.iter().any(|(_, p)| p.outcomes == Outcomes::HOLDS))
+    let settled = permits.iter().any(|(_, p)| p.outcomes == Outcomes::HOLDS)
         && forbids().all(|p| p.outcomes == Outcomes::FAILS)
         && policies().all(|p| !p.outcomes.errs);
     if !settled {
@@ -167,7 +168,7 @@ fn weigh(
         all.approval = all.approval.max(needed);
     }
     for (side, p) in numbered() {
-        let relevant = p.kind != Kind::Permit || (package.is_some() && counts(&(side, p)));
+        let relevant = p.kind != Kind::Permit || counts(&(side, p));
         let depends = Depends {
             policy: p.policy.id.clone(),
             effect: p.kind.as_str().to_owned(),

@@ -3,8 +3,6 @@
 //! Must never let through what the platform stops, a suspended agent, or a question that is itself wrong; and the place where the
 //! tenant's side ended must not matter: who makes it end early wins nothing. What is not named here stays as it was decided.
 
-use jiff::Timestamp;
-
 use super::decision::{Decision, MAX_PATTERN_COST, Outcome, TOO_COSTLY, WouldBe};
 use super::pass::Pass;
 use super::{delegation, policy, stops, subject};
@@ -33,9 +31,11 @@ const TENANTS_OWN: &[&str] = &[
 
 /// Gives the decision as it is, or as it is while the tenant observes.
 pub(super) fn weigh(pass: &mut Pass<'_>, decision: Decision) -> Decision {
-    let Some(until) = observing(pass).filter(|_| liftable(pass, &decision)) else { return decision };
-    let stopped = reach(pass).and_then(|tools| policy::platform(pass, &tools.each()));
-    match stopped {
+    let Some(until) = pass.tenant.and_then(|t| t.profile.observes(pass.input.now)) else { return decision };
+    if !liftable(pass, &decision) {
+        return decision;
+    }
+    match stopped(pass) {
         Err(stop) => stop,
         Ok(()) => Decision {
             outcome: Outcome::Allow,
@@ -54,12 +54,7 @@ pub(super) fn weigh(pass: &mut Pass<'_>, decision: Decision) -> Decision {
     }
 }
 
-/// Until when the tenant observes.
-pub(super) fn observing(pass: &Pass<'_>) -> Option<Timestamp> {
-    pass.tenant.and_then(|t| t.profile.observes(pass.input.now))
-}
-
-/// Whether this is for the tenant's own side to say.
+/// Whether observing can lift this: the tenant's own side decided it.
 pub(super) fn liftable(pass: &Pass<'_>, decision: &Decision) -> bool {
     matches!(decision.outcome, Outcome::Deny | Outcome::ApprovalRequired)
         && TENANTS_OWN.contains(&decision.code)
@@ -74,30 +69,8 @@ fn said(decision: &Decision) -> String {
     }
 }
 
-/// What the platform is asked about.
-pub(super) enum Tools<'a> {
-    /// Not a tool.
-    None,
-    /// As the tenant's package lists it.
-    Known(&'a Tool),
-    /// Nobody has said what it is, so that it may be of any tier: what the platform forbids of one stops it.
-    Any([Tool; 6]),
-}
-
-impl Tools<'_> {
-    /// Each of them.
-    pub(super) fn each(&self) -> Vec<Option<&Tool>> {
-        match self {
-            Tools::None => vec![None],
-            Tools::Known(tool) => vec![Some(tool)],
-            Tools::Any(tools) => tools.iter().map(Some).collect(),
-        }
-    }
-}
-
-/// Asks the gates that the check may not have reached, and that stop whatever the tenant's side says; gives what is left for the
-/// platform to judge.
-pub(super) fn reach<'a>(pass: &mut Pass<'a>) -> Result<Tools<'a>, Decision> {
+/// Everything that stops whatever the tenant's side says. The gates that the check did not reach are asked here.
+fn stopped(pass: &mut Pass<'_>) -> Result<(), Decision> {
     if pass.delegation.is_none() {
         match delegation::gate(pass) {
             // Nobody is known for whom it acts: the platform is asked about the agent alone.
@@ -107,20 +80,21 @@ pub(super) fn reach<'a>(pass: &mut Pass<'a>) -> Result<Tools<'a>, Decision> {
         }
     }
     stops::gate(pass)?;
-    let resource = &pass.input.request.resource;
-    if resource.type_ != "tool" {
-        return Ok(Tools::None);
+    if pass.input.request.resource.type_ != "tool" {
+        return policy::platform(pass, &[None]);
     }
     if let Ok(tool) = subject::tool(pass) {
-        return Ok(Tools::Known(tool));
+        return policy::platform(pass, &[Some(tool)]);
     }
-    if let Some(name) = resource.properties.keys().next() {
+    if let Some(name) = pass.input.request.resource.properties.keys().next() {
         return Err(subject::bad_request(QueryError {
             field: format!("resource.properties.{name}"),
             message: "tools have no such property".into(),
         }));
     }
-    Ok(Tools::Any(any_tier(&resource.id)))
+    // A tool of which nobody has said what it is may be of any tier: what the platform forbids of one stops it.
+    let tools = any_tier(&pass.input.request.resource.id);
+    policy::platform(pass, &tools.each_ref().map(Some))
 }
 
 fn any_tier(name: &str) -> [Tool; 6] {

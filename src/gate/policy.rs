@@ -49,34 +49,22 @@ pub(super) fn each(
 /// What the platform alone stops, whatever the tenant's side says: its forbids, its asks, and whatever it can't evaluate. Every
 /// one of `tools` is asked about: where it is not known what a tool is, it may be any of them.
 pub(super) fn platform(pass: &Pass<'_>, tools: &[Option<&Tool>]) -> Result<(), Decision> {
-    let mut asks = Vec::new();
-    each_of_platform(pass, tools, |query, budget| {
-        affordable(pass.platform.iter().map(Arc::as_ref), query, budget)?;
-        let sides = platform_sides(pass.platform, query);
-        stopping(&sides)?;
-        for p in sides.into_iter().flat_map(|e| e.asks) {
-            add(&mut asks, p);
-        }
-        Ok(())
-    })?;
-    if asks.is_empty() { Ok(()) } else { Err(asked(asks)) }
-}
-
-/// Puts the question as it is asked of the platform alone, with the budget of each.
-pub(super) fn each_of_platform(
-    pass: &Pass<'_>,
-    tools: &[Option<&Tool>],
-    mut ask: impl FnMut(&Query<'_>, u64) -> Result<(), Decision>,
-) -> Result<(), Decision> {
     own_attributes(pass)?;
     // Together they cost no more than one evaluation may.
     let budget = pass.input.pattern_budget / u64::try_from(tools.len()).unwrap_or(u64::MAX).max(1);
+    let mut asks = Vec::new();
     for subject in subjects(pass) {
         for tool in tools {
-            ask(&query(pass, subject.clone(), *tool), budget)?;
+            let query = query(pass, subject.clone(), *tool);
+            affordable(pass.platform.iter().map(Arc::as_ref), &query, budget)?;
+            let sides = platform_sides(pass.platform, &query);
+            stopping(&sides)?;
+            for p in sides.into_iter().flat_map(|e| e.asks) {
+                add(&mut asks, p);
+            }
         }
     }
-    Ok(())
+    if asks.is_empty() { Ok(()) } else { Err(asked(asks)) }
 }
 
 /// An agent's attributes come from its object only; what a caller says of them is refused, not ignored.

@@ -227,10 +227,6 @@ fn run(state: &AppState, call: &Call, search: &Search) -> Result<Found, HttpErro
         }
         (Kind::Action, _) => package.into_iter().flat_map(|p| p.actions()).collect(),
     };
-    if search.kind == Kind::Resource && tenant.profile.observes(state.clock.now()).is_some() {
-        // While the tenant observes, so may be every tool that no package lists: what the platform says of such a one stands for all.
-        names.push(ANY);
-    }
     names.sort_unstable();
     let first = search.after.as_deref().map_or(0, |after| names.partition_point(|name| *name <= after));
     let observed_until = tenant.profile.observes(state.clock.now());

@@ -321,6 +321,12 @@ fn rules_of(agent: &Agent) -> impl Iterator<Item = &'static str> {
             mistakes.push("spec.delegation.fixed: an agent cannot act on behalf of itself");
         }
     }
+    if spec.identities.iter().any(|identity| identity.username("default").is_none()) {
+        mistakes.push("spec.identities: an identity is exactly one of serviceAccount, oidc and spiffe");
+    }
+    if spec.attributes.keys().any(|name| name.is_empty() || name.chars().count() > 63) {
+        mistakes.push("spec.attributes: names of attributes have 1 to 63 characters");
+    }
     if (1..spec.identities.len()).any(|n| spec.identities[..n].contains(&spec.identities[n])) {
         mistakes.push("spec.identities: each identity may be listed only once");
     }

@@ -85,6 +85,11 @@ fn every_mistake_of_a_folder_is_said_with_its_place() {
         (&AGENT.replace("{name: coder}", "{}"), "metadata.name: must be there"),
         (&format!("{AGENT}---\n{AGENT}"), "is there already, in"),
         (&AGENT.replace("trustLevel: 2", "delegation: {mode: Required}"), "spec.delegation.mode: Required needs fixed"),
+        (&AGENT.replace("trustLevel: 2", "identities: [{}]"), "exactly one of serviceAccount, oidc and spiffe"),
+        (
+            &AGENT.replace("trustLevel: 2", "identities: [{spiffe: 'spiffe://a/b'}, {spiffe: 'spiffe://a/b'}]"),
+            "only once",
+        ),
         (&AGENT.replace("Agent", "TenantProfile").replace("trustLevel: 2", ""), "must be 'default'"),
         (
             &format!(

@@ -360,6 +360,21 @@ mod tests {
     }
 
     #[test]
+    fn every_pattern_of_a_schema_is_one_that_is_understood_here() {
+        fn patterns(schema: &JSONSchemaProps, out: &mut Vec<String>) {
+            out.extend(schema.pattern.clone());
+            schema.properties.iter().flat_map(|p| p.values()).for_each(|s| patterns(s, out));
+            if let Some(JSONSchemaPropsOrArray::Schema(item)) = &schema.items {
+                patterns(item, out);
+            }
+        }
+        let mut all = Vec::new();
+        schemas().values().for_each(|schema| patterns(schema, &mut all));
+        assert!(all.len() > 5);
+        all.iter().for_each(|pattern| drop(Regex::new(pattern).unwrap()));
+    }
+
+    #[test]
     fn every_mistake_is_named_with_its_place_and_field() {
         for (spec, place, words) in [
             ("  trustLevl: 2\n", ":5:3: ", "spec.trustLevl: is no field here"),
@@ -368,7 +383,7 @@ mod tests {
             ("  session: Maybe\n", ":5:12: ", "spec.session: must be one of"),
             ("  type: 'Not good'\n", ":5:9: ", "spec.type: must match"),
             ("  teams: [a, a]\n", ":5:14: ", "spec.teams[1]: is there already"),
-            ("  identities: [{}]\n", ":5:16: ", "spec.identities[0].serviceAccount: is missing"),
+            ("  delegation: {fixed: {kind: User}}\n", ":5:23: ", "spec.delegation.fixed.name: is missing"),
             ("  {}\nspce: {}\n", ":6:1: ", "spce: is no field of a Agent"),
         ] {
             let mistakes = agent(spec).unwrap_err();

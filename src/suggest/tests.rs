@@ -332,6 +332,18 @@ fn arguments_are_bound_where_enough_calls_agree() {
     assert!(!all.contains("\"n\""), "tests repeat only the arguments that the permit looks at");
 }
 
+/// A `*` in a name is a letter of it, not a wildcard.
+#[test]
+fn a_star_in_a_directory_matches_only_itself() {
+    let mut world = World::new();
+    for n in 0..5 {
+        world.call(1, "coder", "git/log", json!({"dir": format!("/a*b/{n}")}));
+    }
+    let done = world.suggest(Some(&spec()));
+    assert_eq!(answer(&world, &done, "coder", "git/log", json!({"dir": "/a*b/z"})).0, Outcome::Allow);
+    assert_eq!(answer(&world, &done, "coder", "git/log", json!({"dir": "/a/etc/b/z"})).0, Outcome::Deny);
+}
+
 #[test]
 fn groups_are_named_where_all_of_them_did_it() {
     let mut world = World::new();

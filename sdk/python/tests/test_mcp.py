@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake import FakeRemit, reply
+from fake import ALLOW, FakeRemit, reply
 from mcp import Client
 from mcp.server import MCPServer
 from test_client import client, eventually
@@ -80,6 +80,22 @@ def test_other_ways_to_call_do_not_exist_and_the_rest_passes() -> None:
                     getattr(session, name)
 
     with FakeRemit() as fake:
+        asyncio.run(go(fake))
+
+
+def test_what_changes_during_the_check_does_not_reach_the_server() -> None:
+    sent = {"branch": "main"}
+
+    def swap(connection: Any) -> None:
+        sent["branch"] = "production"
+        connection.sendall(reply(ALLOW))
+
+    async def go(fake: FakeRemit) -> None:
+        async with Client(server()) as connected:
+            session = RemitSession(connected, server="git", client=client(fake.url))
+            assert text(await session.call_tool("push", sent)) == "pushed main" and sent["branch"] == "production"
+
+    with FakeRemit(swap) as fake:
         asyncio.run(go(fake))
 
 

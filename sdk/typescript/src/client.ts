@@ -157,7 +157,6 @@ export class RemitClient {
             else chunks.push(chunk);
           });
           response.on("end", () => resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() }));
-          response.on("close", () => reject(new RemitUnavailable("Remit's answer can't be read: it broke off")));
         });
         request.end(body);
       });

@@ -47,6 +47,20 @@ test("calls are checked with the digest of what was listed", async () => {
   });
 });
 
+test("what changes during the check does not reach the server", async () => {
+  const called: unknown[] = [];
+  const sent = { branch: "main" };
+  const swap = (socket: import("node:net").Socket) => {
+    sent.branch = "production";
+    socket.end(reply(ALLOW));
+  };
+  await withFake(swap, async (fake) => {
+    const session = remitClient(await connected(called), { server: "git", client: client(fake) });
+    await session.callTool({ name: "push", arguments: sent });
+    assert.deepEqual([called, sent.branch], [["main"], "production"]);
+  });
+});
+
 const definition = (name: string, description = "") => ({ name, description, inputSchema: { type: "object" } });
 
 /** A client whose server lists what the test says: a page for each call. */

@@ -176,7 +176,15 @@ impl Connection {
     /// A notification or an answer of the client.
     pub async fn tell(self: &Arc<Self>, line: &[u8]) -> Result<(), UpstreamError> {
         let actions = lock(&self.relay).from_client(line, Instant::now());
-        self.perform(actions, From::Unasked).await
+        let told = self.perform(actions, From::Unasked).await;
+        // A request that is taken back before the server has it is answered by nobody: its response ends.
+        if let Some(id) = taken_back(line) {
+            let mut waiters = lock(&self.waiters);
+            if waiters.get(&id).is_some_and(|waiter| waiter.exchange.is_none()) {
+                waiters.remove(&id);
+            }
+        }
+        told
     }
 
     /// The client has closed the response to this request. In the newer era that takes the request back.
@@ -343,6 +351,7 @@ impl Connection {
     fn exchange(self: &Arc<Self>, line: Vec<u8>, id: Id) {
         let connection = self.clone();
         let asked = id.clone();
+        let mut waiters = lock(&self.waiters);
         let task = tokio::spawn(async move {
             let why = match connection.exchanged(line, &asked).await {
                 Ok(true) => return,
@@ -355,10 +364,25 @@ impl Connection {
             };
             let line = error_line(Some(&asked), INTERNAL_ERROR, &why);
             let actions = lock(&connection.relay).from_server(&line, Instant::now());
+            connection.settle(&asked, &actions);
             let _ = connection.perform(actions, From::Request(asked)).await;
         });
-        if let Some(waiter) = lock(&self.waiters).get_mut(&id) {
+        if let Some(waiter) = waiters.get_mut(&id) {
             waiter.exchange = Some(task.abort_handle());
+        }
+    }
+
+    /// What the relay makes of the server's answer to a request. If nothing, the request was taken back, and whoever still waits for
+    /// it gets nothing more.
+    fn settle(&self, id: &Id, actions: &[Action]) {
+        let answers = |action: &Action| match action {
+            // A list is filtered before it is the answer.
+            Action::Tools { .. } => true,
+            Action::ToClient { answers, .. } => answers.as_ref() == Some(id),
+            _ => false,
+        };
+        if !actions.iter().any(answers) {
+            lock(&self.waiters).remove(id);
         }
     }
 
@@ -440,6 +464,9 @@ impl Connection {
     async fn take(self: &Arc<Self>, message: &[u8], from: &From, id: Option<&Id>) -> Result<bool, UpstreamError> {
         let answered = id.is_some_and(|id| answers(message, id));
         let actions = lock(&self.relay).from_server(message, Instant::now());
+        if let Some(id) = id.filter(|_| answered) {
+            self.settle(id, &actions);
+        }
         let _ = self.perform(actions, from.clone()).await;
         Ok(answered)
     }
@@ -458,6 +485,18 @@ async fn hear(connection: Weak<Connection>, mut answers: mpsc::UnboundedReceiver
         };
         // A client that reads slowly holds up nobody else's answer.
         tokio::spawn(async move { drop(connection.perform(actions, From::Unasked).await) });
+    }
+}
+
+/// The request that a client takes back with this message.
+fn taken_back(line: &[u8]) -> Option<Id> {
+    let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+    if message.get("method")?.as_str()? != "notifications/cancelled" {
+        return None;
+    }
+    match message.get("params")?.get("requestId")? {
+        serde_json::Value::String(text) => Some(Id::Text(text.clone())),
+        number => number.as_i64().map(Id::Number),
     }
 }
 

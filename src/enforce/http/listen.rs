@@ -354,8 +354,9 @@ impl Reply {
                 response
             }
             Ok(Some(Out::Message(line))) => self.stream(Some(line)),
-            Err(_) => self.stream(None),
-            Ok(Some(Out::Gone) | None) => {
+            // None: the request was taken back, so its response has no answer.
+            Err(_) | Ok(None) => self.stream(None),
+            Ok(Some(Out::Gone)) => {
                 self.id = None;
                 unknown().into()
             }

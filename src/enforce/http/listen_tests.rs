@@ -24,6 +24,9 @@ use crate::enforce::{CallOutcome, PdpError, PdpFuture, Question, Ruling, Verdict
 #[derive(Default)]
 struct Scripted {
     gone: bool,
+    /// Somebody asks about `fs/held`, and is answered when this is told.
+    asked: Notify,
+    held: Notify,
     outcomes: Mutex<Vec<CallOutcome>>,
 }
 
@@ -37,9 +40,16 @@ impl Pdp for Scripted {
             rule,
             reason,
             decision_id: "d".into(),
-            asks: Vec::new(),
+            asks: Default::default(),
         };
-        Box::pin(async move { if self.gone { Err(PdpError::Unreachable("secret".into())) } else { Ok(verdict) } })
+        let held = question.tool == "fs/held";
+        Box::pin(async move {
+            if held {
+                self.asked.notify_one();
+                self.held.notified().await;
+            }
+            if self.gone { Err(PdpError::Unreachable("secret".into())) } else { Ok(verdict) }
+        })
     }
     fn tools<'a>(&'a self, _: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
         Box::pin(async { Ok(vec!["fs/read".into(), "fs/slow".into()]) })
@@ -92,7 +102,7 @@ async fn fake(State(server): State<Arc<FakeServer>>, request: Request) -> Respon
         }
         "tools/list" => {
             let tool = |name: &str| json!({"name": name, "inputSchema": {"type": "object"}});
-            let names = ["read", "write", "slow", "breaks", "asks", "both", "lost"];
+            let names = ["read", "write", "slow", "breaks", "asks", "both", "lost", "held", "ends"];
             axum::Json(answer(json!({"tools": names.map(tool)}))).into_response()
         }
         "tools/call" => match message["params"]["name"].as_str().unwrap() {
@@ -106,6 +116,7 @@ async fn fake(State(server): State<Arc<FakeServer>>, request: Request) -> Respon
                 let endless = futures::StreamExt::chain(first, futures::stream::pending());
                 ([(CONTENT_TYPE, "text/event-stream")], Body::from_stream(endless)).into_response()
             }
+            "ends" => streamed(": nothing\n\n".into()),
             "breaks" => streamed("id: 7\nretry: 1\ndata:\n\n".into()),
             "both" => {
                 server.both.wait().await;
@@ -470,6 +481,29 @@ async fn a_server_asks_on_the_response_and_gets_only_the_clients_answer() {
 }
 
 #[tokio::test]
+async fn every_response_ends() {
+    let world = World::new().await;
+    let session = world.initialize(&[], json!({})).await;
+    let session = [("mcp-session-id", session.as_str())];
+    let (status, _, body) = world.post(&session, &call(1, "ends", &json!({}))).await;
+    assert!(status == 200 && body.contains("ended without an answer"), "{body}");
+    world.outcomes(&[CallOutcome::Failed]).await;
+    // Taken back while Remit thinks about it: the server never hears of it, and the response ends.
+    let held = call(2, "held", &json!({}));
+    let waiting = world.post(&session, &held);
+    let cancel = async {
+        world.pdp.asked.notified().await;
+        let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}});
+        assert_eq!(world.post(&session, &cancel.to_string()).await.0, 202);
+    };
+    let ((status, _, body), ()) = tokio::join!(waiting, cancel);
+    assert!(status == 200 && !body.contains("data:"), "{body}");
+    world.pdp.held.notify_one();
+    world.outcomes(&[CallOutcome::Failed, CallOutcome::NotSent]).await;
+    assert_eq!(world.calls().len(), 1);
+}
+
+#[tokio::test]
 async fn at_the_end_sessions_are_ended_and_streams_close() {
     let mut world = World::new().await;
     let session = world.initialize(&[], json!({})).await;
@@ -480,8 +514,7 @@ async fn at_the_end_sessions_are_ended_and_streams_close() {
     let ended = tokio::time::timeout(Duration::from_secs(60), response.into_body().collect()).await;
     assert!(ended.is_ok(), "the stream ends");
     tokio::time::timeout(Duration::from_secs(60), &mut world.serving).await.unwrap().unwrap();
-    let got = world.server.got.lock().unwrap();
-    assert!(got.iter().any(|(method, ..)| method == Method::DELETE), "the server is told");
-    drop(got);
+    let told = world.server.got.lock().unwrap().iter().any(|(method, ..)| method == Method::DELETE);
+    assert!(told, "the server is told");
     world.outcomes(&[CallOutcome::Failed]).await;
 }
