@@ -112,6 +112,8 @@ async fn there_is_no_way_past_the_proxy_in_the_manifests() {
             let port = &container["ports"][0];
             let listen = format!("--listen=0.0.0.0:{}", port["containerPort"]);
             assert!(list(container, "/args").any(|a| *a == listen), "{container}");
+            // Without it the proxy does not start: others reach this address, and the network policy is all that says who.
+            assert!(list(container, "/args").any(|a| a == "--trust-network"), "{container}");
             let target = &object(&objects, "Service", service)["spec"]["ports"][0]["targetPort"];
             assert!(target == &port["name"] || target == &port["containerPort"], "{service} leads to {target}");
             let open = list(policy, "/spec/ingress").find(|r| r["ports"][0]["port"] == port["containerPort"]);
