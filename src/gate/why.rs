@@ -17,6 +17,8 @@ use crate::policy::{
 
 /// Permits that are named on a default deny.
 const NEAREST: usize = 5;
+/// Determining policies that are explained. Each is evaluated again over all of the package's entities; the others are only named.
+const EXPLAINED: usize = 32;
 
 /// A package that was evaluated, and its text where it is still there.
 #[derive(Clone, Debug)]
@@ -271,8 +273,11 @@ fn determining(record: &DecisionRecord, texts: &[Texts], asked: &Asked, into: &m
         error: None,
         failed: None,
     };
-    for policy in policies(record) {
-        let explained = explained(record, texts, asked, &policy.id, |w| w.failed.is_none());
+    for (n, policy) in policies(record).iter().enumerate() {
+        let explained = match n < EXPLAINED {
+            true => explained(record, texts, asked, &policy.id, |w| w.failed.is_none()),
+            false => None,
+        };
         let one = Determining {
             effect: explained.as_ref().map(|w| w.kind.as_str().to_owned()),
             source: explained.as_ref().and_then(|w| w.source.clone()),
@@ -282,9 +287,12 @@ fn determining(record: &DecisionRecord, texts: &[Texts], asked: &Asked, into: &m
         };
         into.determining.push(one);
     }
-    for error in &record.errors {
-        let explained =
-            explained(record, texts, asked, &error.policy, |w| w.failed.as_ref().is_some_and(|f| f.result == "error"));
+    for (n, error) in record.errors.iter().enumerate() {
+        let erred = |w: &PolicyWhy| w.failed.as_ref().is_some_and(|f| f.result == "error");
+        let explained = match n < EXPLAINED {
+            true => explained(record, texts, asked, &error.policy, erred),
+            false => None,
+        };
         into.determining.push(Determining {
             policy: error.policy.clone(),
             effect: explained.as_ref().map(|w| w.kind.as_str().to_owned()),
@@ -379,6 +387,9 @@ impl From<NearPermit> for Nearest {
 
 /// What to do about it.
 fn advise(record: &DecisionRecord, texts: &[Texts], into: &mut Vec<String>) {
+    if policies(record).len().max(record.errors.len()) > EXPLAINED {
+        into.push(format!("Many policies determined this: the first {EXPLAINED} are explained, the others are named."));
+    }
     let (subject, tool, tenant) = (&record.request.subject.id, &record.request.resource.id, &record.tenant);
     let gone = texts.iter().filter(|t| t.visible && t.package.is_none());
     let needed = !policies(record).is_empty() || !record.errors.is_empty() || code(record) == "no_permit";

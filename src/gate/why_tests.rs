@@ -144,6 +144,23 @@ fn cedars_words_about_a_platforms_policy_are_for_the_platforms_readers() {
     assert_eq!(failed.error.as_deref(), Some("integer overflow"));
 }
 
+/// Each is evaluated again, over all entities: a decision of thousands must not hold its tenant's lane for minutes.
+#[test]
+fn of_many_policies_the_first_are_explained_and_the_others_named() {
+    let many: String = (0..EXPLAINED + 3)
+        .map(|n| {
+            format!(
+                "@id(\"p{n}\") permit(principal, action == Action::\"call_tool\", resource in ToolGroup::\"read\");\n"
+            )
+        })
+        .collect();
+    let world = World::new(&many, vec![agent("coder", 2)]);
+    let found = explain(&world, &call("coder", "git/log"));
+    assert_eq!(found.determining.len(), EXPLAINED + 3);
+    assert_eq!(found.determining.iter().filter(|d| d.text.is_some()).count(), EXPLAINED);
+    assert!(found.advice[0].contains("the others are named"), "{:?}", found.advice);
+}
+
 #[test]
 fn a_text_that_is_gone_is_said_to_be_gone() {
     let world = World::new(POLICIES, vec![agent("coder", 2)]);
