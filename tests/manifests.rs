@@ -1,12 +1,22 @@
 //! examples/sidecar and examples/gateway: taken by a real API server as they are written, and their proxies' own command lines enforce.
 
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use remit::enforce::http::{Guard, ListenArgs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
 
-use crate::support::mcp::{Proxy, denial};
+use crate::support::mcp::denial;
 use crate::support::{Cluster, cluster, file};
 
 /// The objects of a folder, as `kubectl apply -k` would send them.
@@ -112,6 +122,11 @@ async fn there_is_no_way_past_the_proxy_in_the_manifests() {
             let port = &container["ports"][0];
             let listen = format!("--listen=0.0.0.0:{}", port["containerPort"]);
             assert!(list(container, "/args").any(|a| *a == listen), "{container}");
+            // `mcp-proxy` takes the address only if the manifest says who may reach it.
+            let trust_network = list(container, "/args").any(|a| a == "--trust-network");
+            let clients = ListenArgs { trust_network, ..Default::default() };
+            let taken = Guard::new(listen.trim_start_matches("--listen=").parse().unwrap(), &clients);
+            assert!(taken.is_ok(), "{}: {taken:?}", container["name"]);
             let target = &object(&objects, "Service", service)["spec"]["ports"][0]["targetPort"];
             assert!(target == &port["name"] || target == &port["containerPort"], "{service} leads to {target}");
             let open = list(policy, "/spec/ingress").find(|r| r["ports"][0]["port"] == port["containerPort"]);
@@ -173,6 +188,13 @@ impl<'a> Local<'a> {
     }
 
     async fn start(&self, name: &str) -> Proxy {
+        let mut command = Command::new("python3");
+        command.arg(file("tests/peers/fake_server.py")).arg("--http");
+        command.args(["--log"]).arg(self.path("received")).arg("--tools").arg(self.path("tools.json"));
+        command.stdout(Stdio::piped()).kill_on_drop(true);
+        let mut server = command.spawn().unwrap();
+        let upstream = format!("--upstream={}", address(server.stdout.take().unwrap()).await);
+
         let container = container(&self.deployment, name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_remit"));
         for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("REMIT_")) {
@@ -186,16 +208,18 @@ impl<'a> Local<'a> {
                 _ => command.env(name, value),
             };
         }
-        let mut args = list(container, "/args").map(text);
-        assert_eq!(args.next(), Some("mcp-proxy"));
-        // Over standard streams instead of HTTP: who the proxy is, whom it asks and what it then does are the same.
-        let moved = |a: &&str| !a.starts_with("--listen=") && !a.starts_with("--upstream=");
-        command.arg("mcp-proxy").args(args.filter(moved));
-        command.args(["--", "python3"]).arg(file("tests/peers/fake_server.py"));
-        command.args(["--log"]).arg(self.path("received")).arg("--tools").arg(self.path("tools.json"));
-        let mut proxy = Proxy::start(command);
-        proxy.initialize(json!({})).await;
-        proxy
+        for argument in list(container, "/args").map(text) {
+            let moved = match argument.split_once('=') {
+                Some(("--listen", _)) => "--listen=127.0.0.1:0",
+                Some(("--upstream", _)) => &upstream,
+                _ => argument,
+            };
+            command.arg(moved);
+        }
+        command.stderr(Stdio::piped()).kill_on_drop(true);
+        let mut process = command.spawn().unwrap();
+        let url = address(process.stderr.take().unwrap()).await;
+        Proxy::connect(url, [server, process]).await
     }
 
     /// What the server has got of calls.
@@ -204,9 +228,65 @@ impl<'a> Local<'a> {
     }
 }
 
-async fn call(proxy: &mut Proxy, id: i64, tool: &str, arguments: Value) -> Value {
-    proxy.call(id, tool, arguments).await;
-    proxy.answer(id).await
+/// The address that a process names in its first line with one; what it says later is read and left.
+async fn address(from: impl AsyncRead + Unpin + Send + 'static) -> String {
+    let mut lines = BufReader::new(from).lines();
+    let named = async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("an address");
+            if let Some(at) = line.find("http://") {
+                return line[at..].to_owned();
+            }
+        }
+    };
+    let named = tokio::time::timeout(Duration::from_secs(90), named).await.expect("an address in time");
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    named
+}
+
+/// A manifest's proxy before its server; the test is the agent.
+struct Proxy {
+    url: String,
+    session: Option<String>,
+    http: Client<HttpConnector, Full<Bytes>>,
+    _processes: [Child; 2],
+}
+
+impl Proxy {
+    async fn connect(url: String, processes: [Child; 2]) -> Self {
+        let http = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+        let mut proxy = Self { url, session: None, http, _processes: processes };
+        let params = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}});
+        let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params});
+        let (session, answer) = proxy.post(&hello).await;
+        assert_eq!(answer["result"]["protocolVersion"], "2025-11-25", "{answer}");
+        proxy.session = session;
+        proxy.post(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
+        proxy
+    }
+
+    /// The session that the proxy names, and the message in its answer.
+    async fn post(&self, message: &Value) -> (Option<String>, Value) {
+        let mut request = Request::post(&self.url)
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream");
+        if let Some(session) = &self.session {
+            request = request.header("mcp-session-id", session);
+        }
+        let request = request.body(Full::new(Bytes::from(message.to_string()))).unwrap();
+        let exchange = async {
+            let response = self.http.request(request).await.unwrap();
+            let session = response.headers().get("mcp-session-id").map(|id| id.to_str().unwrap().to_owned());
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            (session, serde_json::from_slice(&body).unwrap_or_default())
+        };
+        tokio::time::timeout(Duration::from_secs(90), exchange).await.expect("an answer in time")
+    }
+}
+
+async fn call(proxy: &Proxy, id: i64, tool: &str, arguments: Value) -> Value {
+    let params = json!({"name": tool, "arguments": arguments});
+    proxy.post(&json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params})).await.1
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,25 +294,25 @@ async fn the_sidecar_is_its_agent_by_the_token_that_only_it_has() {
     let cluster = cluster();
     let (namespace, objects) = applied(cluster, "examples/sidecar", "git-0.1.0").await;
     let sidecar = Local::new(cluster, &namespace, object(&objects, "Deployment", "git-mcp"), &["log", "push"]).await;
-    let mut proxy = sidecar.start("remit").await;
-    let pushed = call(&mut proxy, 1, "push", json!({"branch": "main"})).await;
+    let proxy = sidecar.start("remit").await;
+    let pushed = call(&proxy, 1, "push", json!({"branch": "main"})).await;
     assert_eq!(pushed["result"]["isError"], false, "{pushed}");
-    let forced = call(&mut proxy, 2, "push", json!({"branch": "main", "force": true})).await;
+    let forced = call(&proxy, 2, "push", json!({"branch": "main", "force": true})).await;
     assert_eq!(denial(&forced), "denied (no-force): Open a pull request instead.");
     assert_eq!(sidecar.calls(), 1);
 
     // The same agent's name with another ServiceAccount's token: the agent's own pod has at most this one.
     sidecar.token("default", "remit").await;
-    let stranger = call(&mut proxy, 3, "push", json!({"branch": "main"})).await;
+    let stranger = call(&proxy, 3, "push", json!({"branch": "main"})).await;
     assert!(denial(&stranger).contains("not_allowed"), "{stranger}");
     // And with a token that was meant for somebody else.
     sidecar.token("coder", "vault").await;
-    let elsewhere = call(&mut proxy, 4, "push", json!({"branch": "main"})).await;
+    let elsewhere = call(&proxy, 4, "push", json!({"branch": "main"})).await;
     assert!(denial(&elsewhere).contains("token_audience"), "{elsewhere}");
     assert_eq!(sidecar.calls(), 1);
     // A token that rotates goes on.
     sidecar.token("coder", "remit").await;
-    let again = call(&mut proxy, 5, "log", json!({})).await;
+    let again = call(&proxy, 5, "log", json!({})).await;
     assert_eq!(again["result"]["isError"], false, "{again}");
     drop(proxy);
     cluster.delete_namespace(&namespace);
@@ -244,9 +324,9 @@ async fn the_gateway_asks_for_each_agent_by_its_right_to_check() {
     let (namespace, objects) = applied(cluster, "examples/gateway", "tickets-0.1.0").await;
     let deployment = object(&objects, "Deployment", "tickets-gateway");
     let gateway = Local::new(cluster, &namespace, deployment, &["list", "close"]).await;
-    let mut planner = gateway.start("for-planner").await;
-    let mut triage = gateway.start("for-triage").await;
-    for (proxy, closes) in [(&mut planner, true), (&mut triage, false)] {
+    let planner = gateway.start("for-planner").await;
+    let triage = gateway.start("for-triage").await;
+    for (proxy, closes) in [(&planner, true), (&triage, false)] {
         let listed = call(proxy, 1, "list", json!({})).await;
         assert_eq!(listed["result"]["isError"], false, "{listed}");
         let closed = call(proxy, 2, "close", json!({"ticket": 7})).await;
@@ -260,7 +340,7 @@ async fn the_gateway_asks_for_each_agent_by_its_right_to_check() {
     assert_eq!(gateway.calls(), 3);
     // Without the Role there is no gateway.
     gateway.token("somebody", "remit").await;
-    let refused = call(&mut planner, 3, "close", json!({"ticket": 7})).await;
+    let refused = call(&planner, 3, "close", json!({"ticket": 7})).await;
     assert!(denial(&refused).contains("not_allowed"), "{refused}");
     assert_eq!(gateway.calls(), 3);
     drop((planner, triage));
