@@ -381,7 +381,7 @@ async fn checkpoint(
         }
     }
     if let Some(conn) = conn {
-        let _ = conn.close().await;
+        let _ = sqlx::Connection::close(conn).await;
     }
 }
 
