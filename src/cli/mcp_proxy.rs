@@ -40,7 +40,12 @@ pub struct McpProxy {
     #[command(flatten)]
     http: HttpArgs,
     /// Command that starts the server and its arguments; `--` before it is optional
-    #[arg(trailing_var_arg = true, required_unless_present = "upstream", conflicts_with = "upstream", value_name = "COMMAND")]
+    #[arg(
+        trailing_var_arg = true,
+        required_unless_present = "upstream",
+        conflicts_with = "upstream",
+        value_name = "COMMAND"
+    )]
     command: Vec<OsString>,
 }
 
