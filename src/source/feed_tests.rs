@@ -62,6 +62,7 @@ async fn the_highest_good_version_is_in_force_and_an_edit_needs_no_new_version()
     let before = w.snapshot.load().tenants["acme"].package.as_ref().unwrap().digest().to_owned();
     w.feed.take(set(&[("1.10.0", OTHER)], 2)).await.unwrap();
     assert_eq!(w.seen(), (v("1.10.0"), 2));
+    assert_eq!(w.snapshot.load().generation, 2, "package and agent in one swap: nobody saw half of it");
     assert_ne!(w.snapshot.load().tenants["acme"].package.as_ref().unwrap().digest(), before);
     // Down again: the folder is the truth, it has no history.
     w.feed.take(set(&[("1.0.0", GOOD)], 2)).await.unwrap();

@@ -55,6 +55,7 @@ pub fn of_command(command: &[OsString]) -> Option<String> {
 /// The name that a URL gives its server: the first label of its host. None of an address, which says nothing.
 pub fn of_url(url: &str) -> Option<String> {
     let uri: axum::http::Uri = url.parse().ok()?;
+    uri.scheme()?;
     let host = uri.host()?.to_ascii_lowercase();
     let label = host.split('.').next().unwrap_or_default();
     let says_nothing = label.bytes().all(|b| b.is_ascii_digit()) || host.starts_with('[') || label == "localhost";
