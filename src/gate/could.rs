@@ -48,6 +48,8 @@ pub struct Prospects {
     pub stopped: Option<Decision>,
     /// Policies that depend on the call, and on what of it.
     pub depends: Vec<Depends>,
+    /// Whether a policy of the platform would ask for an approval: observing does not lift that.
+    asked_by_platform: Could,
     /// What finding it out took, about microseconds.
     pub work: u64,
 }
@@ -67,11 +69,18 @@ pub struct Depends {
 impl Prospects {
     /// Nothing stands in the way, as long as nothing was looked at.
     fn everything() -> Self {
-        Self { allowed: Could::Always, approval: Could::No, stopped: None, depends: Vec::new(), work: 1 }
+        Self {
+            allowed: Could::Always,
+            approval: Could::No,
+            stopped: None,
+            depends: Vec::new(),
+            asked_by_platform: Could::No,
+            work: 1,
+        }
     }
 
     fn none(stopped: Decision, work: u64) -> Self {
-        Self { allowed: Could::No, approval: Could::No, stopped: Some(stopped), depends: Vec::new(), work }
+        Self { allowed: Could::No, stopped: Some(stopped), work, ..Self::everything() }
     }
 }
 
@@ -92,14 +101,19 @@ pub fn could_allow(input: &CheckInput<'_>) -> Result<Prospects, Decision> {
     });
     let observes = pass.tenant.is_some_and(|t| t.profile.observes(input.now).is_some());
     match end {
-        None if observes => Ok(Prospects { approval: Could::No, ..all }),
+        None if observes => Ok(Prospects { approval: all.asked_by_platform, ..all }),
         None => Ok(all),
         Some(decision) if decision.outcome == Outcome::Refused => Err(decision),
         // While the tenant observes, only what the platform certainly stops is impossible.
         Some(decision) if observes && observe::liftable(&pass, &decision) && !by_platform(&decision) => {
             match stops::gate(&mut pass) {
                 Err(stop) => Ok(Prospects::none(stop, all.work)),
-                Ok(()) => Ok(Prospects { allowed: Could::Maybe, work: all.work, ..Prospects::everything() }),
+                Ok(()) => {
+                    // How far the platform's own asks are settled was perhaps not reached.
+                    let asks = pass.platform.iter().any(|p| p.asks());
+                    let approval = if asks { Could::Maybe } else { Could::No };
+                    Ok(Prospects { allowed: Could::Maybe, approval, work: all.work, ..Prospects::everything() })
+                }
             }
         }
         Some(decision) => Ok(Prospects::none(decision, all.work)),
@@ -163,9 +177,12 @@ fn weigh(
     if !settled {
         all.allowed = Could::Maybe;
     }
-    for ask in policies().filter(|p| p.kind == Kind::Ask && p.outcomes.holds) {
+    for (side, ask) in numbered().filter(|(_, p)| p.kind == Kind::Ask && p.outcomes.holds) {
         let needed = if ask.outcomes.fails { Could::Maybe } else { Could::Always };
         all.approval = all.approval.max(needed);
+        if side != platforms {
+            all.asked_by_platform = all.asked_by_platform.max(needed);
+        }
     }
     for (side, p) in numbered() {
         let relevant = p.kind != Kind::Permit || counts(&(side, p));

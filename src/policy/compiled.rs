@@ -134,6 +134,11 @@ impl CompiledPackage {
         self.tools.values()
     }
 
+    /// Whether any policy asks for an approval.
+    pub fn asks(&self) -> bool {
+        self.rules.iter().any(|rule| rule.asks)
+    }
+
     /// Names of the actions that a check can ask about, in no order.
     pub fn actions(&self) -> impl Iterator<Item = &str> {
         self.actions.keys().map(String::as_str).filter(|name| *name != "request_grant")

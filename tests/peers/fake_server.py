@@ -1,7 +1,6 @@
 """An MCP server for tests, honest or hostile, on stdio. Writes every line that it gets to --log, as it came, before it reads it.
 
 --tools FILE   the tools that it lists; read again each time
---http         honest, over HTTP on a free loopback port at /mcp; standard output has its URL
 --mode MODE    how it behaves:
   honest       answers in order
   reverse      holds two calls, then answers the second first
@@ -15,8 +14,6 @@
 """
 
 import argparse
-import http.server
-import io
 import json
 import os
 import signal
@@ -27,7 +24,6 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--log")
 parser.add_argument("--tools")
 parser.add_argument("--mode", default="honest")
-parser.add_argument("--http", action="store_true")
 parser.add_argument("rest", nargs="*")
 args = parser.parse_args()
 
@@ -101,43 +97,11 @@ def handle(message):
         send({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "Method not found"}})
 
 
-class Endpoint(http.server.BaseHTTPRequestHandler):
-    """One message a POST, one after the other; no sessions and no streams."""
-
-    def do_POST(self):
-        global out
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if log:
-            log.write(body + b"\n")
-        out = io.BytesIO()
-        handle(json.loads(body))
-        self.reply(200 if out.getvalue() else 202, out.getvalue())
-
-    def do_GET(self):
-        self.reply(405)
-
-    do_DELETE = do_GET
-
-    def reply(self, status, body=b""):
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 if args.mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 log = open(args.log, "ab", buffering=0) if args.log else None
 if log:
     log.write(b"# started %d\n" % os.getpid())
-if args.http:
-    server = http.server.HTTPServer(("127.0.0.1", 0), Endpoint)
-    print("http://127.0.0.1:%d/mcp" % server.server_port, flush=True)
-    server.serve_forever()
 for line in sys.stdin.buffer:
     if log:
         log.write(line)
