@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::terminal::printable_lines;
 use crate::policy::Refusal;
 use crate::source::folder::SourceError;
 
@@ -80,7 +81,7 @@ fn join(refusals: &[Refusal]) -> String {
 /// Ends a command: an error goes to stderr, one line each.
 pub fn finish(result: Result<u8, CommandError>) -> ExitCode {
     ExitCode::from(result.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        eprintln!("error: {}", printable_lines(&error.to_string()));
         error.exit()
     }))
 }

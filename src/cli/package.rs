@@ -12,6 +12,7 @@ use super::keygen::read_private_key;
 use super::output::{
     CommandError, FAIL, Format, ObjectFormat, PASS, RefusalJson, finish, objects_text, print, print_json, write_out,
 };
+use super::terminal::printable_lines;
 use super::test::examine;
 use crate::api::{PolicyPackage, PolicyPackageSpec};
 use crate::package::{Accepted, accept};
@@ -258,7 +259,7 @@ fn print_verdict(spec: &PolicyPackageSpec, result: &Result<Accepted, Vec<Refusal
         Err(refusals) => {
             print(&format!("FAIL  {package} {version} {}\n", digest(spec)));
             for refusal in refusals {
-                eprintln!("error: {package} {version}: {refusal}");
+                eprintln!("error: {}", printable_lines(&format!("{package} {version}: {refusal}")));
             }
         }
     }

@@ -24,6 +24,11 @@ pub fn printable(text: &str) -> String {
     out
 }
 
+/// The same of several lines, whose ends stay.
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints rows under their titles, like kubectl.
 pub fn table(out: &mut impl Write, titles: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
@@ -55,7 +60,8 @@ pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
 
 /// Prints an error and returns the exit code of usage and errors.
 pub fn failed(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("error: {error}");
+    // It may quote a file's name or text, or a server's words.
+    eprintln!("error: {}", printable_lines(&error.to_string()));
     ExitCode::from(2)
 }
 
@@ -67,6 +73,7 @@ mod tests {
     fn nothing_reaches_the_terminal_that_it_would_obey() {
         assert_eq!(printable("a\u{1b}[2Jb\n\u{202e}c"), "a\\u{1b}[2Jb\\n\\u{202e}c");
         assert_eq!(printable("grün"), "grün");
+        assert_eq!(printable_lines("a\u{1b}[2J\nb\r"), "a\\u{1b}[2J\nb\\r");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use self::report::Look;
 use super::output::{CommandError, FAIL, Format, PASS, RefusalJson, finish, print, print_json, write_out};
+use super::terminal::printable_lines;
 use crate::api::PolicyPackageSpec;
 use crate::package::{TestReport, TestResult, run_tests};
 use crate::policy::{CompiledPackage, Refusal, Side, VerifyContext, base_platform, digest, verify_first};
@@ -124,7 +125,7 @@ fn test(args: &Test) -> Result<u8, CommandError> {
         let report = of(spec, args);
         if args.output == Format::Text {
             print(&report::text(&report, look));
-            report.errors.iter().for_each(|refusal| eprintln!("error: {refusal}"));
+            report.errors.iter().for_each(|r| eprintln!("error: {}", printable_lines(&r.to_string())));
             print(&report::summary(&report, look));
         }
         reports.push(report);

@@ -12,6 +12,9 @@ use super::subject::bad_request;
 use crate::api::Tool;
 use crate::policy::{CompiledPackage, Evaluation, PolicyError, PolicyRef, Query, Resource, Subject};
 
+/// Stands for Cedar's words about a platform's policy.
+const UNSAID: &str = "evaluation failed";
+
 pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
     let (mut permits, mut asks) = (Vec::new(), Vec::new());
     each(pass, |package, query| {
@@ -158,11 +161,14 @@ fn affordable<'p>(
 
 fn platform_sides(platform: &[Arc<CompiledPackage>], query: &Query<'_>) -> Vec<Evaluation> {
     let evaluated = platform.iter().map(|p| {
-        p.evaluate(query).unwrap_or_else(|e| Evaluation {
+        let mut found = p.evaluate(query).unwrap_or_else(|e| Evaluation {
             // What the platform can't evaluate may be something that it forbids.
             errors: vec![PolicyError { policy: format!("platform/{}", p.package()), message: e.to_string() }],
             ..Evaluation::default()
-        })
+        });
+        // Gateways and the tenant's readers hear of it, and Cedar's words quote conditions. Who may see those asks why.
+        found.errors.iter_mut().for_each(|error| error.message = UNSAID.to_owned());
+        found
     });
     // Room for the tenant's.
     let mut sides = Vec::with_capacity(platform.len() + 1);

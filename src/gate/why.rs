@@ -303,7 +303,8 @@ fn determining(record: &DecisionRecord, texts: &[Texts], asked: &Asked, into: &m
 /// Whether the text of a policy may be shown.
 fn visible(texts: &[Texts], policy: &str) -> bool {
     let side = side(policy);
-    texts.iter().filter(|t| t.side == side).all(|t| t.visible) && (side == Side::Tenant || !texts.is_empty())
+    texts.iter().filter(|t| t.side == side).all(|t| t.visible)
+        && (side == Side::Tenant || texts.iter().any(|t| t.side == side))
 }
 
 fn side(policy: &str) -> Side {

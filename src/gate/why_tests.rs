@@ -120,6 +120,30 @@ fn a_platforms_text_is_for_the_platforms_readers() {
     assert!(shown.contains("red-secret-zone") && shown.contains("main.cedar"), "{shown}");
 }
 
+/// The words are in the answer to a gateway and in the record, which the tenant's readers have.
+#[test]
+fn cedars_words_about_a_platforms_policy_are_for_the_platforms_readers() {
+    let mut world = World::new(POLICIES, vec![agent("coder", 2)]);
+    let sum = r#"@id("sum") forbid(principal, action == Action::"call_tool", resource)
+        when { context.numbers.hasTag("p") && context.numbers.getTag("p") * 4611686018427387904 > 0 };"#;
+    world.snapshot.platform = Some(Ok(vec![base_platform(), compile(sum, Side::Platform)]));
+    let checked = world.ask(&with("git/log", json!({"p": 4})));
+    let said = |errors: &[crate::policy::PolicyError]| {
+        errors.iter().map(|e| (e.policy.clone(), e.message.clone())).collect::<Vec<_>>()
+    };
+    let unsaid = [("platform/first/sum".to_owned(), "evaluation failed".to_owned())];
+    assert_eq!(said(&checked.decision.errors), unsaid);
+    assert_eq!(said(&checked.record.errors), unsaid);
+    let tenants = why(&checked.record, &texts(&world, false));
+    assert!(tenants.determining[0].error.is_none() && tenants.determining[0].failed.is_none());
+    // As of a record that does not say which of the platform's packages was asked.
+    let only_own: Vec<Texts> = texts(&world, true).into_iter().filter(|t| t.side == Side::Tenant).collect();
+    assert!(why(&checked.record, &only_own).determining[0].error.is_none());
+    let platforms = why(&checked.record, &texts(&world, true));
+    let failed = platforms.determining[0].failed.as_ref().unwrap();
+    assert_eq!(failed.error.as_deref(), Some("integer overflow"));
+}
+
 #[test]
 fn a_text_that_is_gone_is_said_to_be_gone() {
     let world = World::new(POLICIES, vec![agent("coder", 2)]);

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::CodingAgent;
 use crate::enforce::{Ruling, Verdict};
+use crate::gate::OBSERVED;
 
 /// The exit code that blocks in every contract. Any other but 0 lets the call through.
 pub const BLOCKED: u8 = 2;
@@ -35,7 +36,8 @@ impl Reply {
     /// The verdict. `prompts`: whether an `ask` would reach a human.
     pub fn to(agent: CodingAgent, verdict: &Verdict, prompts: bool, defer: bool) -> Self {
         match verdict.ruling {
-            Ruling::Allow if defer => Self::quiet(),
+            // Nobody permitted what is only observed: the agent's own prompts stay, as they were before there was a hook.
+            Ruling::Allow if defer || verdict.code == OBSERVED => Self::quiet(),
             Ruling::Allow => Self::say(allow(agent, &verdict.decision_id)),
             Ruling::Deny => Self::say(deny(agent, &denied(verdict))),
             Ruling::ApprovalRequired if prompts && for_the_delegator(verdict) => Self::say(json!({

@@ -106,6 +106,19 @@ fn each_ruling_has_its_word() {
     assert!(reply.stdout.contains("\"deny\""), "only allows are left to the user");
 }
 
+/// While the tenant observes, everything is let through: an `allow` would answer the prompts of calls that no policy permits.
+#[test]
+fn what_is_only_observed_is_left_to_the_agents_own_prompts() {
+    let observed = || Verdict { code: crate::gate::OBSERVED.into(), ..verdict(Ruling::Allow, &[]) };
+    let gemini =
+        json!({"hook_event_name": "BeforeTool", "tool_name": "run_shell_command", "tool_input": {"command": "ls"}});
+    for (agent, input) in [(CodingAgent::ClaudeCode, event("Bash")), (CodingAgent::GeminiCli, gemini)] {
+        let (reply, asked) = run(agent, &input.to_string(), Some(Ok(observed())), false);
+        assert_eq!(reply, Reply { stdout: String::new(), stderr: String::new(), exit: 0 });
+        assert_eq!(asked.len(), 1, "and it is recorded");
+    }
+}
+
 #[test]
 fn only_what_the_delegator_may_confirm_is_asked_and_only_where_a_human_would_see_it() {
     let decision = |asks: &[&str], mode: Option<&str>| {

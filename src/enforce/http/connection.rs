@@ -347,11 +347,16 @@ impl Connection {
         }
     }
 
-    /// A request to the server, and what comes back on its response.
+    /// A request to the server, and what comes back on its response. One that its client has taken back since it was allowed, or whose
+    /// session has ended, is not sent any more.
     fn exchange(self: &Arc<Self>, line: Vec<u8>, id: Id) {
         let connection = self.clone();
         let asked = id.clone();
         let mut waiters = lock(&self.waiters);
+        if !Relay::is_own(&id) && !waiters.contains_key(&id) {
+            tracing::debug!(%id, "nobody waits for this request any more: it is not sent");
+            return;
+        }
         let task = tokio::spawn(async move {
             let why = match connection.exchanged(line, &asked).await {
                 Ok(true) => return,
@@ -516,5 +521,61 @@ fn brief(error: &UpstreamError) -> String {
         UpstreamError::Address { .. } | UpstreamError::File { .. } | UpstreamError::Tls(_) => {
             "the proxy can't ask the MCP server: its log says why".into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+    use crate::enforce::http::UpstreamArgs;
+    use crate::enforce::{CallOutcome, PdpError, PdpFuture, Question, Verdict};
+
+    struct Nobody;
+
+    impl Pdp for Nobody {
+        fn check<'a>(&'a self, _: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>> {
+            Box::pin(std::future::pending())
+        }
+        fn tools<'a>(&'a self, _: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
+            Box::pin(std::future::pending())
+        }
+        fn report<'a>(&'a self, _: &'a str, _: CallOutcome, _: Duration) -> PdpFuture<'a, Result<(), PdpError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// The client may go away between the allow and its sending: the record then says `cancelled`, and so it must be.
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_sent() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/mcp", server.local_addr().unwrap());
+        let upstream = Arc::new(Upstream::new(&url, &UpstreamArgs::default()).unwrap());
+        let shared =
+            Shared { upstream, pdp: Arc::new(Nobody), limit: Duration::from_secs(60), settings: Settings::default() };
+        let connection = Connection::new(shared);
+        let send = |id: Id, body: &str| connection.exchange(body.as_bytes().to_vec(), id);
+        send(Id::Number(1), "taken back");
+        // The relay's own requests have nobody who waits.
+        send(Id::Text("remit:1".into()), "the relay's");
+        let (out, _answers) = mpsc::channel(1);
+        let waiter = Waiter { out, headers: HeaderMap::new(), method: "x".into(), status: None, exchange: None };
+        lock(&connection.waiters).insert(Id::Number(2), waiter);
+        send(Id::Number(2), "waited for");
+        let mut sent = Vec::new();
+        for _ in 0..2 {
+            let (mut stream, _) =
+                tokio::time::timeout(Duration::from_secs(60), server.accept()).await.unwrap().unwrap();
+            let (mut request, mut chunk) = (String::new(), [0; 1024]);
+            while !["taken back", "the relay's", "waited for"].iter().any(|body| request.ends_with(body)) {
+                let n = stream.read(&mut chunk).await.unwrap();
+                assert!(n > 0, "{request}");
+                request.push_str(std::str::from_utf8(&chunk[..n]).unwrap());
+            }
+            sent.push(request.rsplit("\r\n").next().unwrap().to_owned());
+        }
+        sent.sort_unstable();
+        assert_eq!(sent, ["the relay's", "waited for"]);
     }
 }

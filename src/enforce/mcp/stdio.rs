@@ -1,7 +1,8 @@
 //! The stdio transport: a client on this process's standard streams, a server in a child process.
 //!
 //! One task owns the relay, so that messages keep their order; two tasks write. A side is read only while the other side takes
-//! what it gets, so that nobody can fill the memory, and neither direction can hold up the other. Must never write anything but
+//! what it gets, and while it takes itself what it is answered, so that nobody can fill the memory, and neither direction can hold
+//! up the other. Must never write anything but
 //! messages to the client, nor send a call after the client or the server has gone.
 
 use std::io;
@@ -23,6 +24,8 @@ use super::{Action, Id, Relay};
 
 /// Bytes that may wait for a reader before the other side is not read any more.
 const HIGH_WATER: usize = 8 << 20;
+/// Bytes that may wait for a side before itself is not read any more: what it sends is answered here, too, and it may never read that.
+const OWN_HIGH_WATER: usize = 4 * HIGH_WATER;
 /// Bytes of one read.
 const CHUNK: usize = 64 << 10;
 /// Lines in the log about what was refused; a hostile peer could fill a disk with more.
@@ -88,6 +91,11 @@ impl Outbox {
 
     fn has_room(&self) -> bool {
         self.queued.load(Ordering::Relaxed) < HIGH_WATER
+    }
+
+    /// Whether the side that reads here may go on talking.
+    fn is_read(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) < OWN_HIGH_WATER
     }
 
     /// Writes what is queued, at most so long, and closes the stream.
@@ -210,11 +218,11 @@ impl Connection {
                 }
             };
             let actions = tokio::select! {
-                more = client_in.read(), if server_room => match more {
+                more = client_in.read(), if server_room && to_client.is_read() => match more {
                     true => self.client_lines(&mut client_in.lines),
                     false => return Ok(true),
                 },
-                more = server_out.read(), if client_room => match more {
+                more = server_out.read(), if client_room && to_server.is_read() => match more {
                     true => self.server_lines(&mut server_out.lines),
                     false => return Ok(false),
                 },

@@ -198,3 +198,19 @@ async fn a_client_that_does_not_read_holds_up_only_itself() {
     }
     client.end().await;
 }
+
+/// Two bytes that can't be read are answered with a hundred.
+#[tokio::test]
+async fn a_client_that_never_reads_is_not_read_for_ever() {
+    let mut client = Client::start("honest", Scripted::default());
+    let garbage = b"x\n".repeat(1 << 15);
+    let mut taken = 0;
+    // As soon as the proxy stops reading, nothing is taken any more.
+    while let Ok(written) = tokio::time::timeout(Duration::from_secs(5), client.to.write_all(&garbage)).await {
+        written.unwrap();
+        taken += garbage.len();
+        assert!(taken < OWN_HIGH_WATER / 16, "{taken} bytes, each answered with fifty");
+    }
+    let (ended, _, _) = client.end().await;
+    assert!(matches!(ended, Ended::ByClient));
+}

@@ -83,7 +83,8 @@ impl Page {
             }
         }
         for (name, value) in Members::all(result.get())?.into_vec() {
-            page.members.push((name, if value.get() == raw.get() { String::new() } else { value.get().to_owned() }));
+            let kept = if name == "tools" { String::new() } else { value.get().to_owned() };
+            page.members.push((name, kept));
         }
         Ok(page)
     }
@@ -266,6 +267,9 @@ mod tests {
             r#"{"cacheScope":"private","tools":[{"name":"a", "inputSchema":{"n":1.0}}],"nextCursor":"2","x":[1e0]}"#
         );
         assert_eq!(page.only("fs", &[known("fs/a/b", None)], &catalogue).matches("name").count(), 1);
+        // Another member that reads like the list is not the list.
+        let twin = Page::read(serde_json::from_str(r#"{"x":[],"t\u006fols":[]}"#).unwrap()).unwrap();
+        assert_eq!(twin.only("fs", &keep, &catalogue), r#"{"x":[],"tools":[]}"#);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::{Action, MAX_PENDING, OWN, Passed, Pending, Relay, error};
+use super::{Action, MAX_PENDING, Passed, Pending, Relay, error};
 use crate::enforce::mcp::answer::{
     self, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR,
 };
@@ -80,7 +80,7 @@ impl Relay {
             let line = answer::error(None, INVALID_REQUEST, "id: a request with this id is not answered yet");
             return vec![Action::ToClient { line, answers: None }];
         }
-        if matches!(&id, Id::Text(text) if text.starts_with(OWN)) {
+        if Self::is_own(&id) {
             return vec![error(&id, INVALID_REQUEST, "id: what begins with `remit:` is the proxy's own")];
         }
         if self.ended {

@@ -217,6 +217,11 @@ impl Relay {
         }
     }
 
+    /// Whether this is the id of a request of the relay's own: no client's begins like it.
+    pub fn is_own(id: &Id) -> bool {
+        matches!(id, Id::Text(text) if text.starts_with(OWN))
+    }
+
     /// Whether answers of the decision point are still on their way.
     pub fn undecided(&self) -> bool {
         !self.tickets.is_empty()
