@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev dev-stop test lint peers sdk-test sdk-lock bench generate drift controlplane
+.PHONY: help demo tour dev dev-stop test lint peers sdk-test sdk-lock bench generate drift controlplane
 
 step = @printf '\n== %s\n' "$(1)"
 
@@ -11,6 +11,9 @@ help: ## this list
 
 demo: ## a guided tour on a real control plane; cleans up. KUBECONFIG=… (and REMIT_ADDRESS=…) for a control plane of your own
 	@$(if $(filter command line,$(origin KUBECONFIG)),REMIT_DEMO_KUBECONFIG='$(KUBECONFIG)') hack/demo.sh
+
+tour: ## the laptop tour of README.md, as it is written there; npx downloads its peers
+	@hack/tour.sh
 
 dev: ## control plane and operator in the foreground, .dev/env to be sourced; DETACH=1 returns when ready
 	@hack/dev.sh $(if $(filter-out 0,$(DETACH)),start,run)
@@ -46,7 +49,7 @@ peers: ## installs the official MCP servers and SDKs that the tests talk to (npm
 	$(call step,MCP peers)
 	hack/peers.sh
 
-bench: controlplane ## throughput, latency and propagation, beside a bare handler of the same minute
+bench: controlplane ## checks, propagation, MCP proxy, hook and start-up, beside the same without Remit where there is such a thing
 	$(call step,Benchmarks: a release build comes first and takes minutes)
 	cargo bench
 

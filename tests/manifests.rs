@@ -1,12 +1,18 @@
-//! examples/sidecar and examples/gateway: taken by a real API server as they are written, and their proxies' own command lines enforce.
+//! examples/sidecar and examples/gateway: taken by a real API server as they are written, and their proxies' own command lines enforce
+//! over HTTP.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use axum::http::HeaderMap;
+use axum::http::header::HOST;
+use remit::enforce::http::{Guard, ListenArgs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::support::mcp::{Proxy, denial};
+use crate::support::mcp::{HttpClient, denial};
+use crate::support::peers::{HttpProxy, HttpServer};
 use crate::support::{Cluster, cluster, file};
 
 /// The objects of a folder, as `kubectl apply -k` would send them.
@@ -112,8 +118,15 @@ async fn there_is_no_way_past_the_proxy_in_the_manifests() {
             let port = &container["ports"][0];
             let listen = format!("--listen=0.0.0.0:{}", port["containerPort"]);
             assert!(list(container, "/args").any(|a| *a == listen), "{container}");
-            // Without it the proxy does not start: others reach this address, and the network policy is all that says who.
-            assert!(list(container, "/args").any(|a| a == "--trust-network"), "{container}");
+            // It can't tell who calls, and listens only because it is told to. It answers under the Service's name.
+            let address: SocketAddr = listen.trim_start_matches("--listen=").parse().unwrap();
+            assert!(Guard::new(address, &ListenArgs::default()).is_err());
+            let trust_network = list(container, "/args").any(|a| a == "--trust-network");
+            let guard = Guard::new(address, &ListenArgs { trust_network, ..ListenArgs::default() }).unwrap();
+            assert_eq!(guard.admit(&HeaderMap::from_iter([(HOST, service.parse().unwrap())])).err(), None);
+            // Nobody is sent to it before it listens.
+            let probe = container.get("startupProbe").or(container.get("readinessProbe")).unwrap();
+            assert_eq!(probe["tcpSocket"]["port"], port["name"], "{container}");
             let target = &object(&objects, "Service", service)["spec"]["ports"][0]["targetPort"];
             assert!(target == &port["name"] || target == &port["containerPort"], "{service} leads to {target}");
             let open = list(policy, "/spec/ingress").find(|r| r["ports"][0]["port"] == port["containerPort"]);
@@ -123,19 +136,23 @@ async fn there_is_no_way_past_the_proxy_in_the_manifests() {
     }
 }
 
-/// A proxy of a manifest as a process of this machine: its arguments and environment, with a token as kubelet would project it and the
-/// published CA. Only the addresses differ.
+/// A pod of a manifest as processes of this machine: its proxies with their arguments and environment, a token as kubelet would project it
+/// and the published CA, before one MCP server. Only the addresses differ.
 struct Local<'a> {
     cluster: &'a Cluster,
     namespace: String,
     deployment: Value,
     dir: TempDir,
+    server: HttpServer,
 }
 
 impl<'a> Local<'a> {
     async fn new(cluster: &'a Cluster, namespace: &str, deployment: &Value, tools: &[&str]) -> Local<'a> {
-        let local =
-            Self { cluster, namespace: namespace.into(), deployment: deployment.clone(), dir: TempDir::new().unwrap() };
+        let dir = TempDir::new().unwrap();
+        let listed = tools.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}}));
+        std::fs::write(dir.path().join("tools.json"), listed.collect::<Value>().to_string()).unwrap();
+        let server = HttpServer::fake(&dir.path().join("tools.json"), &dir.path().join("received")).await;
+        let local = Self { cluster, namespace: namespace.into(), deployment: deployment.clone(), dir, server };
         let sources = || list(pod(deployment), "/volumes/0/projected/sources");
         let projected = sources().find_map(|s| s.get("serviceAccountToken")).unwrap();
         assert!(
@@ -148,8 +165,6 @@ impl<'a> Local<'a> {
         let ca =
             cluster.kubectl(&["get", "configmap", text(&published["name"]), "-n", namespace, "-o", &path]).unwrap();
         std::fs::write(local.path("ca.crt"), ca).unwrap();
-        let listed = tools.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}}));
-        std::fs::write(local.path("tools.json"), listed.collect::<Value>().to_string()).unwrap();
         local
     }
 
@@ -174,7 +189,7 @@ impl<'a> Local<'a> {
         self.path(name)
     }
 
-    async fn start(&self, name: &str) -> Proxy {
+    async fn start(&self, name: &str) -> (HttpProxy, HttpClient) {
         let container = container(&self.deployment, name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_remit"));
         for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("REMIT_")) {
@@ -190,51 +205,67 @@ impl<'a> Local<'a> {
         }
         let mut args = list(container, "/args").map(text);
         assert_eq!(args.next(), Some("mcp-proxy"));
-        // Over standard streams instead of HTTP: who the proxy is, whom it asks and what it then does are the same.
-        let moved = |a: &&str| !a.starts_with("--listen=") && !a.starts_with("--upstream=");
-        command.arg("mcp-proxy").args(args.filter(moved));
-        command.args(["--", "python3"]).arg(file("tests/peers/fake_server.py"));
-        command.args(["--log"]).arg(self.path("received")).arg("--tools").arg(self.path("tools.json"));
-        let mut proxy = Proxy::start(command);
-        proxy.initialize(json!({})).await;
-        proxy
+        // The addresses of the pod are not this machine's.
+        let mut moved = [
+            ("--listen=0.0.0.0:", "--listen=127.0.0.1:0".to_owned(), 0),
+            ("--upstream=http://127.0.0.1:8080/mcp", format!("--upstream={}", self.server.url), 0),
+        ];
+        command.arg("mcp-proxy").args(args.map(|argument| {
+            match moved.iter_mut().find(|(here, ..)| argument.starts_with(*here)) {
+                Some((_, there, times)) => {
+                    *times += 1;
+                    there.clone()
+                }
+                None => argument.to_owned(),
+            }
+        }));
+        assert_eq!(moved.map(|(.., times)| times), [1, 1], "{container}");
+        let proxy = HttpProxy::start(command).await;
+        let agent = HttpClient::connect(&proxy.url).await;
+        (proxy, agent)
     }
 
-    /// What the server has got of calls.
+    /// What the server has got of calls. The proxy's own credentials are not for it.
     fn calls(&self) -> usize {
-        std::fs::read_to_string(self.path("received")).unwrap_or_default().matches("tools/call").count()
+        let received = std::fs::read_to_string(self.path("received")).unwrap();
+        let requests = received.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let is_call = |request: &Value| {
+            assert!(request["headers"].get("authorization").is_none(), "{request}");
+            serde_json::from_str::<Value>(text(&request["body"])).is_ok_and(|message| message["method"] == "tools/call")
+        };
+        requests.filter(is_call).count()
     }
-}
-
-async fn call(proxy: &mut Proxy, id: i64, tool: &str, arguments: Value) -> Value {
-    proxy.call(id, tool, arguments).await;
-    proxy.answer(id).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sidecar_is_its_agent_by_the_token_that_only_it_has() {
     let cluster = cluster();
     let (namespace, objects) = applied(cluster, "examples/sidecar", "git-0.1.0").await;
-    let sidecar = Local::new(cluster, &namespace, object(&objects, "Deployment", "git-mcp"), &["log", "push"]).await;
-    let mut proxy = sidecar.start("remit").await;
-    let pushed = call(&mut proxy, 1, "push", json!({"branch": "main"})).await;
+    let deployment = object(&objects, "Deployment", "git-mcp");
+    let sidecar = Local::new(cluster, &namespace, deployment, &["log", "push", "reset"]).await;
+    let (proxy, agent) = sidecar.start("remit").await;
+    // The server has a tool more than the package.
+    let listed = agent.request(0, "tools/list", json!({})).await;
+    let names: Vec<&str> = list(&listed, "/result/tools").map(|t| text(&t["name"])).collect();
+    assert_eq!(names, ["log", "push"], "{listed}");
+    let pushed = agent.call(1, "push", json!({"branch": "main"})).await;
     assert_eq!(pushed["result"]["isError"], false, "{pushed}");
-    let forced = call(&mut proxy, 2, "push", json!({"branch": "main", "force": true})).await;
+    let forced = agent.call(2, "push", json!({"branch": "main", "force": true})).await;
     assert_eq!(denial(&forced), "denied (no-force): Open a pull request instead.");
     assert_eq!(sidecar.calls(), 1);
 
     // The same agent's name with another ServiceAccount's token: the agent's own pod has at most this one.
     sidecar.token("default", "remit").await;
-    let stranger = call(&mut proxy, 3, "push", json!({"branch": "main"})).await;
+    let stranger = agent.call(3, "push", json!({"branch": "main"})).await;
     assert!(denial(&stranger).contains("not_allowed"), "{stranger}");
     // And with a token that was meant for somebody else.
     sidecar.token("coder", "vault").await;
-    let elsewhere = call(&mut proxy, 4, "push", json!({"branch": "main"})).await;
+    let elsewhere = agent.call(4, "push", json!({"branch": "main"})).await;
     assert!(denial(&elsewhere).contains("token_audience"), "{elsewhere}");
     assert_eq!(sidecar.calls(), 1);
     // A token that rotates goes on.
     sidecar.token("coder", "remit").await;
-    let again = call(&mut proxy, 5, "log", json!({})).await;
+    let again = agent.call(5, "log", json!({})).await;
     assert_eq!(again["result"]["isError"], false, "{again}");
     drop(proxy);
     cluster.delete_namespace(&namespace);
@@ -246,12 +277,12 @@ async fn the_gateway_asks_for_each_agent_by_its_right_to_check() {
     let (namespace, objects) = applied(cluster, "examples/gateway", "tickets-0.1.0").await;
     let deployment = object(&objects, "Deployment", "tickets-gateway");
     let gateway = Local::new(cluster, &namespace, deployment, &["list", "close"]).await;
-    let mut planner = gateway.start("for-planner").await;
-    let mut triage = gateway.start("for-triage").await;
-    for (proxy, closes) in [(&mut planner, true), (&mut triage, false)] {
-        let listed = call(proxy, 1, "list", json!({})).await;
+    let (planner_proxy, planner) = gateway.start("for-planner").await;
+    let (triage_proxy, triage) = gateway.start("for-triage").await;
+    for (agent, closes) in [(&planner, true), (&triage, false)] {
+        let listed = agent.call(1, "list", json!({})).await;
         assert_eq!(listed["result"]["isError"], false, "{listed}");
-        let closed = call(proxy, 2, "close", json!({"ticket": 7})).await;
+        let closed = agent.call(2, "close", json!({"ticket": 7})).await;
         if closes {
             assert_eq!(closed["result"]["isError"], false, "{closed}");
         } else {
@@ -262,10 +293,10 @@ async fn the_gateway_asks_for_each_agent_by_its_right_to_check() {
     assert_eq!(gateway.calls(), 3);
     // Without the Role there is no gateway.
     gateway.token("somebody", "remit").await;
-    let refused = call(&mut planner, 3, "close", json!({"ticket": 7})).await;
+    let refused = planner.call(3, "close", json!({"ticket": 7})).await;
     assert!(denial(&refused).contains("not_allowed"), "{refused}");
     assert_eq!(gateway.calls(), 3);
-    drop((planner, triage));
+    drop((planner_proxy, triage_proxy));
     cluster.delete_namespace(&namespace);
 }
 

@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use crate::support::folder::{Folder, remit as binary};
 use crate::support::{Cluster, PLATFORM, call, cluster, eventually, eventually_blocking};
 
 const POLICIES: &str = r#"
@@ -121,6 +122,33 @@ async fn observe_lets_the_tenants_own_denies_through_and_nothing_else() {
     assert!(!line(r#"remit_decisions_total{outcome="allow",code="observed",would_be="deny"}"#).is_empty(), "{metrics}");
     let tenants: f64 = line("remit_tenants_observing ").rsplit(' ').next().unwrap().parse().unwrap();
     assert!(tenants >= 1.0, "{tenants}");
+}
+
+/// The profile beside the package counts as in the cluster: the tenant's own denies are let through, the platform's stay.
+#[test]
+fn observe_in_a_folder() {
+    let agents = [("coder", 2), ("fresh", 0)].map(|(name, trust)| object("Agent", name, json!({"trustLevel": trust})));
+    let [coder, fresh] = agents.each_ref().map(String::as_str);
+    let folder = Folder::new(&[("main.cedar", POLICIES), ("coder.json", coder), ("fresh.json", fresh)]);
+    let check = |agent: &str| {
+        let args = ["check", "--agent", agent, "--tool", "git/push", "-o", "json", "--policy"];
+        let out = binary().args(args).arg(folder.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let document: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text} {out:?}"));
+        (out.status.code(), document["code"].as_str().unwrap_or_default().to_owned(), document["would_be"].clone())
+    };
+    assert_eq!(check("coder"), (Some(1), "no_permit".into(), Value::Null));
+    folder.write("profile.json", &observe_until(in_days(7)));
+    let (status, code, would_be) = check("coder");
+    assert_eq!((status, code.as_str(), &would_be["code"]), (Some(0), "observed", &json!("no_permit")));
+    assert_eq!(check("fresh"), (Some(1), "denied_by_policy".into(), Value::Null));
+    // Too far ahead is refused here, not ignored.
+    folder.write("profile.json", &observe_until(in_days(91)));
+    let out =
+        binary().args(["check", "--agent", "coder", "--tool", "git/push", "--policy"]).arg(folder.path()).output();
+    assert_eq!(out.unwrap().status.code(), Some(2));
+    folder.write("profile.json", &observe_until(in_days(-1)));
+    assert_eq!(check("coder"), (Some(1), "no_permit".into(), Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -142,7 +142,7 @@ fn from_init_to_a_verified_object() {
     assert!(init.out.contains("remit test policy"), "{}", init.out);
     let test = author.remit(&["test", "policy"]).passes();
     assert!(test.out.contains("ok    nobody reads private keys"), "{}", test.out);
-    assert!(test.out.contains("policy 0.1.0: passed: 6 of 6 tests passed"), "{}", test.out);
+    assert!(test.out.contains("policy 0.1.0: passed: 7 of 7 tests passed"), "{}", test.out);
     author.remit(&["keygen", "--out", "release"]).passes();
     let args = [
         "package",
@@ -163,7 +163,7 @@ fn from_init_to_a_verified_object() {
     let verdict = &verified["packages"][0];
     assert_eq!(verdict["signer"], "release.pub");
     assert_eq!(verdict["author"], "Ann");
-    assert_eq!((&verdict["policies"], &verdict["tests"]), (&6.into(), &6.into()));
+    assert_eq!((&verdict["policies"], &verdict["tests"]), (&7.into(), &7.into()));
 
     // The object is what `kubectl apply` takes, and its name tells what it is.
     let object = folder::packages_of("signed.yaml", &signed.out).unwrap().remove(0);
@@ -300,7 +300,7 @@ const CONTENT: &[ContentCase] = &[
     (
         RefusalCode::UnknownAnnotation,
         |a| a.edit("policy/main.cedar", "@require_approval", "@require_aproval"),
-        &["main.cedar:28:", "ask-admin", "require_aproval"],
+        &["main.cedar:37:", "ask-admin", "require_aproval"],
     ),
     (
         RefusalCode::InvalidAnnotation,

@@ -80,6 +80,20 @@ fn why_of_a_folder_shows_the_place_and_the_values() {
     assert!(code == Some(2) && text.contains("no decision with this id"), "{text}");
 }
 
+/// What an agent is told to take to a person is what that person asks about.
+#[test]
+fn why_without_an_id_takes_what_needs_an_approval_too() {
+    let asks = r#"@id("all") permit(principal, action == Action::"call_tool", resource);
+@id("ask") @require_approval("leads") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"write");
+"#;
+    let folder = Folder::new(&[("main.cedar", asks), ("agents.yaml", AGENTS)]);
+    decided(&folder, "coder", "git/psuh", &[]);
+    let id = decided(&folder, "coder", "git/push", &[]);
+    let (code, text) = run(&folder, "why", &[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains(&id) && text.starts_with("approval_required"), "{text}");
+}
+
 #[test]
 fn why_says_so_when_nothing_was_denied_or_the_text_is_gone() {
     let folder = folder();

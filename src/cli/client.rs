@@ -31,7 +31,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "DIR")]
     pub policy: Option<PathBuf>,
     /// Address of Remit, such as https://remit.example:8443
-    #[arg(long, env = "REMIT_URL", value_name = "URL")]
+    #[arg(long, alias = "remit", env = "REMIT_URL", value_name = "URL")]
     pub url: Option<String>,
     /// PEM file of the CA that signed Remit's certificate: `ca.crt` of ConfigMap remit-ca
     #[arg(long, env = "REMIT_CA_FILE", value_name = "FILE")]
@@ -45,7 +45,9 @@ pub struct ServerArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not told.
-    #[error("{flag} is missing: give it, or set {env} (`make dev` writes these to .dev/env)")]
+    #[error(
+        "{flag} is missing: give it, or set {env} (`make dev` writes these to .dev/env), or name a folder: --policy DIR"
+    )]
     Missing { flag: &'static str, env: &'static str },
     /// The address.
     #[error("--url `{url}`: {why}")]

@@ -86,7 +86,7 @@ struct Get {
 #[derive(Debug, Args)]
 pub(super) struct TenantArgs {
     /// The tenant [default: the folder's, or the namespace of the kubeconfig's context, else `default`]
-    #[arg(short = 'n', long = "namespace", env = "REMIT_TENANT", value_name = "TENANT")]
+    #[arg(short = 'n', long = "namespace", alias = "tenant", env = "REMIT_TENANT", value_name = "TENANT")]
     namespace: Option<String>,
 }
 
@@ -222,7 +222,13 @@ fn print_list(out: &mut impl Write, items: &[StoredDecision], wide: bool) -> io:
         .map(|d| {
             let r = &d.record;
             let would_be = r.would_be.iter().flat_map(|w| &w.policies);
-            let policies: Vec<&str> = r.policies.iter().chain(&r.asks).chain(would_be).map(|p| p.id.as_str()).collect();
+            let mut policies: Vec<&str> = Vec::new();
+            // What asks determines, too.
+            for p in r.policies.iter().chain(&r.asks).chain(would_be) {
+                if !policies.contains(&p.id.as_str()) {
+                    policies.push(&p.id);
+                }
+            }
             let time = r.time.round(Unit::Millisecond).unwrap_or(r.time);
             let mut row = vec![
                 time.to_string(),
@@ -389,7 +395,9 @@ mod tests {
     #[test]
     fn the_table_says_who_what_and_why() {
         let mut out = Vec::new();
-        print_list(&mut out, &[stored()], false).unwrap();
+        let mut twice = stored();
+        twice.record.asks = twice.record.policies.clone();
+        print_list(&mut out, &[twice], false).unwrap();
         let text = String::from_utf8(out).unwrap();
         let mut lines = text.lines();
         assert!(lines.next().unwrap().starts_with("TIME "));

@@ -21,7 +21,7 @@ pub struct PdpArgs {
     #[arg(long, value_name = "DIR")]
     pub policy: Option<PathBuf>,
     /// Address of a Remit: https://HOST:PORT, http:// of this machine, or unix:///path; --policy goes before it
-    #[arg(long, env = "REMIT_URL", value_name = "URL")]
+    #[arg(long, alias = "url", env = "REMIT_URL", value_name = "URL")]
     pub remit: Option<String>,
     /// PEM file of the CA that signed Remit's certificate: `ca.crt` of ConfigMap remit-ca
     #[arg(long, env = "REMIT_CA_FILE", value_name = "FILE")]
@@ -30,7 +30,7 @@ pub struct PdpArgs {
     #[arg(long, env = "REMIT_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Tenant to ask about [default: the namespace of the folder's objects, or of the token's ServiceAccount]
-    #[arg(long, env = "REMIT_TENANT", value_name = "NAME")]
+    #[arg(long, alias = "namespace", env = "REMIT_TENANT", value_name = "NAME")]
     pub tenant: Option<String>,
     /// Name of the Agent that acts [default: the folder's only one]
     #[arg(long, env = "REMIT_AGENT", value_name = "NAME")]

@@ -81,7 +81,16 @@ pub async fn what_can(args: WhatCan) -> ExitCode {
             "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool"},
         }))
     };
-    finish(show("resource", &args.pdp, question, args.output, "It could be allowed to call no tool.").await)
+    finish(
+        show(
+            "resource",
+            &args.pdp,
+            question,
+            args.output,
+            "It could be allowed to call no tool, or there is no such Agent.",
+        )
+        .await,
+    )
 }
 
 /// 0: something is possible; 1: nothing is.

@@ -20,7 +20,7 @@ const AROUND: usize = 100;
 /// Explains a decision: the policies that decided, or the permits that were nearest and what failed.
 #[derive(Debug, Args)]
 pub struct WhyArgs {
-    /// Decision id [default: the last denied decision]
+    /// Decision id [default: the last call that was denied or needs an approval]
     id: Option<String>,
     #[command(flatten)]
     tenant: TenantArgs,
@@ -58,10 +58,10 @@ async fn explain(args: WhyArgs, client: &Client) -> Result<u8, Error> {
     let decisions = format!("/admin/tenants/{}/decisions", encode(&tenant));
     let id = match args.id {
         Some(id) => id,
-        None => match last_denied(client, &decisions).await? {
+        None => match last_stopped(client, &decisions).await? {
             Some(id) => id,
             None => {
-                eprintln!("No decision of tenant {} was a deny.", printable(&tenant));
+                eprintln!("No decision of tenant {} stopped a call.", printable(&tenant));
                 return Ok(FAIL);
             }
         },
@@ -76,11 +76,13 @@ async fn explain(args: WhyArgs, client: &Client) -> Result<u8, Error> {
     Ok(PASS)
 }
 
-/// The newest decision that was a deny, or would have been one if its tenant enforced.
-async fn last_denied(client: &Client, decisions: &str) -> Result<Option<String>, Error> {
+/// The newest decision that let nothing through, or would not have if its tenant enforced.
+async fn last_stopped(client: &Client, decisions: &str) -> Result<Option<String>, Error> {
     let mut newest: Option<StoredDecision> = None;
-    for filter in ["outcome", "would_be"] {
-        let query = [(filter, "deny".to_owned()), ("limit", "1".to_owned())];
+    for (filter, outcome) in
+        [("outcome", "deny"), ("outcome", "approval_required"), ("would_be", "deny"), ("would_be", "approval_required")]
+    {
+        let query = [(filter, outcome.to_owned()), ("limit", "1".to_owned())];
         let page: Page<StoredDecision> = client.get(decisions, &query).await?;
         let found = page.items.into_iter().next();
         newest = match (newest, found) {

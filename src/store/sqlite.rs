@@ -115,6 +115,8 @@ pub struct SqliteStore {
 struct Tasks {
     writer: JoinHandle<()>,
     checkpointer: JoinHandle<()>,
+    /// Dropped to end the checkpointer.
+    checkpoints_go_on: oneshot::Sender<()>,
     anchors: JoinHandle<()>,
 }
 
@@ -195,9 +197,17 @@ impl SqliteStore {
             written: written.clone(),
             lock,
         };
+        let (checkpoints_go_on, stopped) = oneshot::channel();
         let tasks = Tasks {
             writer: tokio::spawn(journal.run(conn, head)),
-            checkpointer: tokio::spawn(checkpoint(connect.create_if_missing(false), checkpoints, written, restart_wal)),
+            checkpointer: tokio::spawn(checkpoint(
+                connect.create_if_missing(false),
+                checkpoints,
+                written,
+                restart_wal,
+                stopped,
+            )),
+            checkpoints_go_on,
             anchors: tokio::spawn(anchoring.clone().run(options.anchor_every)),
         };
         tracing::info!(writer = %writer, seq = head.seq, synchronous = ?options.synchronous, "the journal is open");
@@ -224,7 +234,8 @@ impl SqliteStore {
     pub async fn close(&self) {
         let Some(tasks) = self.tasks.lock().await.take() else { return };
         tasks.anchors.abort();
-        tasks.checkpointer.abort();
+        // Not aborted: its statement would go on in its own thread, and keep the last checkpoint from emptying the WAL.
+        drop(tasks.checkpoints_go_on);
         let _ = tasks.checkpointer.await;
         if let Err(error) = self.write(Write::ParsesStopped).await {
             tracing::warn!(%error, "the parses under way could not be noted as stopped");
@@ -338,10 +349,14 @@ async fn checkpoint(
     checkpoints: Checkpoints,
     written: Arc<AtomicU64>,
     restart_wal: Arc<AtomicBool>,
+    mut stopped: oneshot::Receiver<()>,
 ) {
     let mut conn: Option<SqliteConnection> = None;
     loop {
-        tokio::time::sleep(checkpoints.every).await;
+        tokio::select! {
+            _ = &mut stopped => break,
+            () = tokio::time::sleep(checkpoints.every) => {}
+        }
         if written.load(Ordering::Relaxed) < checkpoints.bytes {
             continue;
         }
@@ -364,6 +379,9 @@ async fn checkpoint(
             }
             Err(error) => tracing::warn!(%error, "the journal's WAL could not be copied back; it is tried again"),
         }
+    }
+    if let Some(conn) = conn {
+        let _ = sqlx::Connection::close(conn).await;
     }
 }
 

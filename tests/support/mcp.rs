@@ -4,6 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use remit::enforce::mcp::definition_digest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -153,12 +159,12 @@ impl Proxy {
         }
     }
 
-    /// The handshake of 2025-11-25, with these capabilities.
+    /// The handshake of this revision, with these capabilities.
     pub async fn initialize(&mut self, capabilities: Value) {
-        let params = json!({"protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": {"name": "test", "version": "1"}});
+        let params = json!({"protocolVersion": REVISION, "capabilities": capabilities, "clientInfo": {"name": "test", "version": "1"}});
         self.send(&json!({"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": params})).await;
         let answer = self.answer("init").await;
-        assert_eq!(answer["result"]["protocolVersion"], "2025-11-25", "{answer}");
+        assert_eq!(answer["result"]["protocolVersion"], REVISION, "{answer}");
         self.send(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
     }
 
@@ -185,6 +191,71 @@ impl Proxy {
         let status = tokio::time::timeout(Duration::from_secs(90), self.child.wait()).await;
         (self.kept, status.expect("it ends").expect("it has a status"), log)
     }
+}
+
+/// The revision that these clients speak.
+const REVISION: &str = "2025-11-25";
+
+/// An agent at a proxy that listens: one session of streamable HTTP.
+pub struct HttpClient {
+    url: String,
+    http: Client<HttpConnector, Full<Bytes>>,
+    session: Option<String>,
+}
+
+impl HttpClient {
+    /// After the handshake.
+    pub async fn connect(url: &str) -> Self {
+        let http = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+        let mut client = Self { url: url.into(), http, session: None };
+        let params =
+            json!({"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}});
+        let hello = json!({"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": params});
+        let (status, session, body) = client.post(&hello).await;
+        let answer = answer(&body, &hello["id"]);
+        assert_eq!((status, &answer["result"]["protocolVersion"]), (200, &json!(REVISION)), "{body}");
+        client.session = Some(session.expect("a session"));
+        let (status, _, body) = client.post(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
+        assert_eq!(status, 202, "{body}");
+        client
+    }
+
+    /// The answer to a request.
+    pub async fn request(&self, id: i64, method: &str, params: Value) -> Value {
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        let (status, _, body) = self.post(&request).await;
+        assert_eq!(status, 200, "{body}");
+        answer(&body, &request["id"])
+    }
+
+    /// The answer to a call.
+    pub async fn call(&self, id: i64, tool: &str, arguments: Value) -> Value {
+        self.request(id, "tools/call", json!({"name": tool, "arguments": arguments})).await
+    }
+
+    /// Status, session and body.
+    async fn post(&self, message: &Value) -> (u16, Option<String>, String) {
+        let mut request = Request::post(&self.url).header("content-type", "application/json");
+        request = request.header("accept", "application/json, text/event-stream");
+        if let Some(session) = &self.session {
+            request = request.header("mcp-session-id", session).header("mcp-protocol-version", REVISION);
+        }
+        let request = request.body(Full::new(Bytes::from(message.to_string()))).expect("a request");
+        let answered = tokio::time::timeout(Duration::from_secs(90), async {
+            let (head, body) = self.http.request(request).await.expect("the proxy answers").into_parts();
+            let session = head.headers.get("mcp-session-id").map(|v| v.to_str().expect("text").to_owned());
+            let body = body.collect().await.expect("a body").to_bytes();
+            (head.status.as_u16(), session, String::from_utf8(body.to_vec()).expect("text"))
+        });
+        answered.await.expect("an answer in time")
+    }
+}
+
+/// The answer in a body: JSON, or the events of a proxy that had to wait for it.
+fn answer(body: &str, id: &Value) -> Value {
+    let events = body.lines().filter_map(|line| line.strip_prefix("data: "));
+    let mut messages = events.chain([body]).filter_map(|text| serde_json::from_str::<Value>(text).ok());
+    messages.find(|m| m["id"] == *id).unwrap_or_else(|| panic!("no answer to {id}: {body}"))
 }
 
 /// The text of a tool result that says that the call was not made.

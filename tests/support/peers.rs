@@ -194,7 +194,21 @@ impl Desk {
     pub async fn proxy(&self, server: &str, upstream: &str) -> HttpProxy {
         let mut command = Command::new(REMIT);
         command.arg("mcp-proxy").arg("--policy").arg(self.policy()).args(["--server", server, "--upstream", upstream]);
-        command.args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(["--listen", "127.0.0.1:0"]);
+        HttpProxy::start(command).await
+    }
+}
+
+/// A proxy that listens. It ends with this.
+pub struct HttpProxy {
+    pub url: String,
+    pub child: Child,
+}
+
+impl HttpProxy {
+    /// Starts this command, and waits until it says where it listens.
+    pub async fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).spawn().expect("the proxy starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
         let url = tokio::time::timeout(PATIENCE, async {
@@ -214,12 +228,6 @@ impl Desk {
         });
         HttpProxy { url, child }
     }
-}
-
-/// A proxy that listens. It ends with this.
-pub struct HttpProxy {
-    pub url: String,
-    pub child: Child,
 }
 
 /// A reference server, or the one of tests/peers, behind a URL. It ends with this.
@@ -247,6 +255,15 @@ impl HttpServer {
             .env("NOTES", folder)
             .env("PEERS", installed());
         command.envs(env.iter().copied());
+        Self::start(command, port).await
+    }
+
+    /// tests/peers/fake_http_server.py, which lists the tools of one file and writes what it gets into the other.
+    pub async fn fake(tools: &Path, log: &Path) -> Self {
+        let port = free_port();
+        let mut command = Command::new("python3");
+        command.arg(file("tests/peers/fake_http_server.py")).args(["--port", &port.to_string()]);
+        command.arg("--tools").arg(tools).arg("--log").arg(log);
         Self::start(command, port).await
     }
 
