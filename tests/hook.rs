@@ -281,6 +281,18 @@ fn hook_installs_itself_and_leaves_no_trace() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("settings.json"), "{}", text(&refused.stderr));
     assert_eq!(std::fs::read_to_string(&settings).expect("settings"), "{ // mine\n}");
+    // An agent of whose tools the package knows none would only ever be denied.
+    std::fs::write(&settings, before).expect("settings");
+    let bare = home.path().join("policy");
+    let bare = bare.to_str().expect("path");
+    assert!(remit(&binary(), &["init", bare]).output().expect("remit").status.success());
+    for (folder, warned) in [(dir, false), (bare, true)] {
+        let args = ["hook", "install", "claude-code", "--policy", folder, "--print"];
+        let output = remit(&binary(), &args).env("HOME", home.path()).output().expect("remit");
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("every call will be denied"), warned, "{folder}: {said}");
+    }
     let nowhere = ["hook", "install", "claude-code", "--policy", "/nowhere"];
     let refused = remit(&binary(), &nowhere).env("HOME", home.path()).output().expect("remit");
     assert_eq!(refused.status.code(), Some(2), "a hook that can't answer is not installed");

@@ -9,7 +9,9 @@ use clap::{Args, ValueEnum};
 use crate::api::DelegatorKind;
 use crate::cli::output::{CommandError, Format, PASS, finish, print, print_json};
 use crate::cli::pdp::PdpArgs;
+use crate::cli::terminal::printable;
 use crate::enforce::hook::{self, CodingAgent, InstallOutcome, Installation, Written};
+use crate::enforce::{ANY_TOOL, ListedTool};
 
 /// `--timeout` where it is not given.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,7 +80,7 @@ fn install(args: &Install) -> Result<u8, CommandError> {
         Agent::GeminiCli => CodingAgent::GeminiCli,
     };
     let settings = settings(agent, &args.place)?;
-    let (flags, policy) = if args.uninstall { (Vec::new(), None) } else { flags(args, works(&args.pdp)?)? };
+    let (flags, policy) = if args.uninstall { (Vec::new(), None) } else { flags(args, works(&args.pdp, agent)?)? };
     let program = std::env::current_exe().and_then(|path| path.canonicalize());
     let program = program.map_err(|e| CommandError::Usage(format!("this program's own path is not known: {e}")))?;
     let plan = Installation { agent, program, flags, settings: settings.clone(), policy };
@@ -142,13 +144,24 @@ fn say(args: &Install, agent: CodingAgent, settings: &Path, written: &Written) -
 }
 
 /// A hook that can't answer blocks everything: better said now. Gives the name of the agent that acts: written down, no call has to
-/// look for it.
-fn works(args: &PdpArgs) -> Result<String, CommandError> {
+/// look for it. Says so where the policy would let the coding agent do nothing at all: most likely its tools are not in the package yet.
+fn works(args: &PdpArgs, coding_agent: CodingAgent) -> Result<String, CommandError> {
     let failed = |e: &dyn std::fmt::Display| CommandError::Usage(e.to_string());
     let runtime = crate::laptop::runtime().map_err(|e| failed(&e))?;
     runtime.block_on(async {
         let (pdp, agent) = args.open().await.map_err(|e| failed(&e))?;
+        let listed = pdp.listed(&agent).await;
         pdp.close().await;
+        let own = format!("{}/", coding_agent.name());
+        let some = |tool: &ListedTool| tool.name.starts_with(&own) || tool.name == ANY_TOOL;
+        if !listed.map_err(|e| failed(&e))?.iter().any(some) {
+            eprintln!(
+                "warning: the policy lets {} call none of {}'s own tools, so every call will be denied: docs/hooks.md has their \
+                 names for package.yaml",
+                printable(&agent),
+                coding_agent.name(),
+            );
+        }
         Ok(agent)
     })
 }
