@@ -331,8 +331,8 @@ const CONTENT: &[ContentCase] = &[
     ),
     (
         RefusalCode::TooCostly,
-        |a| a.edit("policy/main.cedar", "*/.ssh/*", &"*a".repeat(2000)),
-        &["main.cedar:20:", "pattern"],
+        |a| a.edit("policy/main.cedar", "*.ssh/*", &"*a".repeat(2000)),
+        &["main.cedar:21:", "pattern"],
     ),
 ];
 
