@@ -12,7 +12,7 @@ use ed25519_dalek::pkcs8::DecodePublicKey;
 use serde::Deserialize;
 
 use super::client::{Client, ClientError, ServerArgs};
-use super::terminal::{failed, json, printable};
+use super::terminal::{self, failed, json, printable};
 use crate::api::Envelope;
 use crate::laptop::state::{State, StateError};
 use crate::store::audit::{Report, Verifier};
@@ -85,7 +85,7 @@ pub async fn run(args: AuditArgs) -> ExitCode {
     let Command::Verify(args) = args.command;
     let printed = async {
         let report = verify(&args).await?;
-        let mut out = io::stdout().lock();
+        let mut out = terminal::stdout();
         match args.output {
             Format::Json => json(&mut out, &report)?,
             Format::Text => print(&mut out, &report, !args.anchor.is_empty())?,

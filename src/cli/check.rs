@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::output::{ERROR, FAIL, Format, PASS};
 use super::pdp::{OpenError, PdpArgs};
-use super::terminal::{json as print_json, printable};
+use super::terminal::{self, json as print_json, printable};
 use crate::enforce::authzen::Token;
 use crate::enforce::{Pdp, PdpError, Question, Ruling, Verdict};
 use crate::server::{Audience, parse_json};
@@ -108,7 +108,7 @@ async fn check(args: Check) -> Result<u8, Error> {
     let answer = pdp.evaluate(&question).await;
     pdp.close().await;
     let (verdict, context) = answer?;
-    let mut out = io::stdout().lock();
+    let mut out = terminal::stdout();
     match args.output {
         Format::Json => print_json(&mut out, &document(&verdict, &context))?,
         Format::Text => print(&mut out, &question, &verdict, &context)?,

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Unit};
 
 use super::client::{Client, ClientError, ServerArgs};
-use super::terminal::{failed, json, printable, table};
+use super::terminal::{self, failed, json, printable, table};
 use crate::gate::DecisionRecord;
 use crate::store::{Page, StoredDecision};
 use crate::transport::encode;
@@ -177,7 +177,7 @@ async fn list(args: List, client: &Client) -> Result<(), Error> {
     let query: Vec<_> = filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let tenant = args.tenant.name(client);
     let path = format!("/admin/tenants/{}/decisions", encode(&tenant));
-    let mut out = io::stdout().lock();
+    let mut out = terminal::stdout();
     if args.output == Format::Json {
         // As the server sent it: a newer server may say more than this version knows.
         let page: serde_json::Value = client.get(&path, &query).await?;
@@ -269,7 +269,7 @@ async fn run_get(args: Get) -> Result<(), Error> {
 
 async fn get(args: Get, client: &Client) -> Result<(), Error> {
     let path = format!("/admin/tenants/{}/decisions/{}", encode(&args.tenant.name(client)), encode(&args.id));
-    let mut out = io::stdout().lock();
+    let mut out = terminal::stdout();
     if args.output == Format::Json {
         let decision: serde_json::Value = client.get(&path, &[]).await?;
         return Ok(json(&mut out, &decision)?);

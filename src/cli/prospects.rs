@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::output::Format;
 use super::pdp::{OpenError, PdpArgs};
-use super::terminal::{failed, json as print_json, printable, table};
+use super::terminal::{self, failed, json as print_json, printable, table};
 use crate::api::{Delegator, DelegatorKind};
 use crate::enforce::authzen::Found;
 use crate::enforce::{Pdp as _, PdpError};
@@ -121,7 +121,7 @@ async fn show(
     let found = pdp.search(kind, &question).await;
     pdp.close().await;
     let found = found?;
-    let mut out = io::stdout().lock();
+    let mut out = terminal::stdout();
     match format {
         Format::Json => {
             let details = (!found.details.is_empty()).then_some(&found.details);

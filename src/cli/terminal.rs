@@ -29,6 +29,29 @@ pub fn printable_lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
+/// Standard output. A reader that has gone away (`| head`) is no error: it has what it wanted.
+pub fn stdout() -> impl Write {
+    Reader(io::stdout().lock())
+}
+
+struct Reader<W>(W);
+
+impl<W: Write> Write for Reader<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(bytes.len()),
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+}
+
 /// Prints rows under their titles, like kubectl.
 pub fn table(out: &mut impl Write, titles: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
@@ -68,6 +91,25 @@ pub fn failed(error: &dyn std::fmt::Display) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_has_gone_away_is_no_error_and_a_full_disk_is_one() {
+        struct Fails(io::ErrorKind);
+        impl Write for Fails {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(self.0.into())
+            }
+        }
+        let say = |kind| {
+            let mut out = Reader(Fails(kind));
+            writeln!(out, "x").and_then(|()| out.flush())
+        };
+        say(io::ErrorKind::BrokenPipe).unwrap();
+        assert_eq!(say(io::ErrorKind::StorageFull).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
 
     #[test]
     fn nothing_reaches_the_terminal_that_it_would_obey() {

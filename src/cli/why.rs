@@ -8,7 +8,7 @@ use clap::Args;
 use super::client::{Client, ClientError, ServerArgs};
 use super::decisions::TenantArgs;
 use super::output::{FAIL, Format, PASS};
-use super::terminal::{failed, json, printable};
+use super::terminal::{self, failed, json, printable};
 use crate::gate::{Determining, Nearest, Why};
 use crate::policy::{Fact, Failed, Part, Source};
 use crate::store::{Page, StoredDecision};
@@ -67,7 +67,7 @@ async fn explain(args: WhyArgs, client: &Client) -> Result<u8, Error> {
         },
     };
     let path = format!("{decisions}/{}/why", encode(&id));
-    let mut out = io::stdout().lock();
+    let mut out = terminal::stdout();
     match args.output {
         // As the server sent it: a newer server may say more than this version knows.
         Format::Json => json(&mut out, &client.get::<serde_json::Value>(&path, &[]).await?)?,
