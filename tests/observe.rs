@@ -256,7 +256,7 @@ async fn suggest_turns_what_was_observed_into_a_package() {
     c.apply(&tenant, &observe_until(in_days(7))).unwrap();
     c.answered(&gateway, &tenant, &call("coder", "git/push", json!({"remote": "origin"})), "observed").await;
     for n in 0..5 {
-        let arguments = json!({"path": format!("/work/a{}/f{n}", n % 2)});
+        let arguments = json!({"path": format!("/srv/a{}/f{n}", n % 2)});
         assert_eq!(c.call(&gateway, &tenant, "coder", "files/read_file", arguments).await["decision"], true);
         c.call(&gateway, &tenant, "coder", "git/push", json!({"remote": "origin"})).await;
     }
@@ -317,11 +317,11 @@ async fn suggest_turns_what_was_observed_into_a_package() {
     c.apply(&tenant, &built).unwrap();
     c.apply(&tenant, &object("TenantProfile", "default", json!({"enforcement": "Enforce"}))).unwrap();
     let read = |path: &str| call("coder", "files/read_file", json!({"path": path}));
-    c.answered(&gateway, &tenant, &read("/work/other/x"), "allowed").await;
+    c.answered(&gateway, &tenant, &read("/srv/other/x"), "allowed").await;
     c.answered(&gateway, &tenant, &call("coder", "git/push", json!({"remote": "origin"})), "allowed").await;
     for (question, code) in [
         (read("/etc/passwd"), "no_permit"),
-        (read("/work/../etc/passwd"), "no_permit"),
+        (read("/srv/../etc/passwd"), "no_permit"),
         (call("coder", "git/push", json!({"remote": "evil"})), "no_permit"),
         (call("coder", "git/push", json!({"remote": "origin", "command": "--force"})), "denied_by_policy"),
         (call("coder", "git/log", json!({})), "no_permit"),

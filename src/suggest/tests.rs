@@ -295,20 +295,20 @@ fn who_was_suspended_in_the_end_is_given_nothing() {
 fn arguments_are_bound_where_enough_calls_agree() {
     let mut world = World::new();
     for n in 0..5 {
-        let path = format!("/work/repo{}/f{n}", n % 2);
+        let path = format!("/srv/repo{}/f{n}", n % 2);
         let arguments = json!({"path": path, "mode": "w", "opts": {"deep": true}, "n": n, "password": format!("s{n}")});
         world.call(1, "coder", "git/push", arguments);
         world.call(1, "coder", "git/log", json!({"dir": path, "limit": 5}));
     }
     world.call(4, "tester", "git/push", json!({"path": "/x", "mode": "w"}));
     let done = world.suggest(Some(&spec()));
-    let good = json!({"path": "/work/other", "mode": "w", "opts": {"deep": true}, "password": "p"});
+    let good = json!({"path": "/srv/other", "mode": "w", "opts": {"deep": true}, "password": "p"});
     let ask = |agent: &str, tool: &str, arguments: &Value| answer(&world, &done, agent, tool, arguments.clone()).0;
     assert_eq!(ask("coder", "git/push", &good), Outcome::Allow);
     for (key, value) in [
-        ("path", json!("/workbench/x")),
-        ("path", json!("/work/../etc/passwd")),
-        ("path", json!("/work/..")),
+        ("path", json!("/srvbench/x")),
+        ("path", json!("/srv/../etc/passwd")),
+        ("path", json!("/srv/..")),
         ("path", json!("work/x")),
         ("path", json!(null)),
         ("mode", json!("a")),
@@ -320,7 +320,7 @@ fn arguments_are_bound_where_enough_calls_agree() {
         assert_eq!(ask("coder", "git/push", &arguments), Outcome::Deny, "{key} {value}");
     }
     assert_eq!(
-        ask("coder", "git/log", &json!({"dir": "/work", "limit": 7})),
+        ask("coder", "git/log", &json!({"dir": "/srv", "limit": 7})),
         Outcome::Allow,
         "reads: only directories"
     );
