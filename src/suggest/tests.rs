@@ -319,11 +319,7 @@ fn arguments_are_bound_where_enough_calls_agree() {
         arguments[key] = value.clone();
         assert_eq!(ask("coder", "git/push", &arguments), Outcome::Deny, "{key} {value}");
     }
-    assert_eq!(
-        ask("coder", "git/log", &json!({"dir": "/srv", "limit": 7})),
-        Outcome::Allow,
-        "reads: only directories"
-    );
+    assert_eq!(ask("coder", "git/log", &json!({"dir": "/srv", "limit": 7})), Outcome::Allow, "reads: only directories");
     assert_eq!(ask("coder", "git/log", &json!({"dir": "/etc"})), Outcome::Deny);
     assert_eq!(ask("tester", "git/push", &json!({"path": "/y"})), Outcome::Allow, "four calls prove nothing");
     let all: String = done.files.iter().map(|f| f.text.as_str()).collect();
