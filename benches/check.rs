@@ -282,6 +282,7 @@ fn snapshot(policies: usize) -> Result<Snapshot, Fault> {
         fixed_delegator: None,
     };
     let tenant = Tenant {
+        canary: None,
         name: "acme".into(),
         uid: "uid".into(),
         agents: HashMap::from([("coder".to_owned(), Arc::new(agent))]),

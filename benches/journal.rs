@@ -40,6 +40,7 @@ fn record() -> DecisionRecord {
         },
         facts: RecordedFacts::default(),
         arm: "stable".into(),
+        revision: None,
         digests: [("tenant".to_owned(), vec![format!("sha256:{}", "0".repeat(64))])].into_iter().collect(),
         outcome: Outcome::Allow,
         code: "allowed".into(),

@@ -53,6 +53,151 @@ pub struct TenantRolloutSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub revision_history_limit: Option<i64>,
+    /// The way of a candidate to all sessions; 5, 25 and 100 percent if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 20), extend("x-kubernetes-list-type" = "atomic"))]
+    pub stages: Option<Vec<Stage>>,
+    /// What takes a candidate back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<Budgets>,
+    /// What to do where replay or a stage has too little to judge by: `Pause` (the default) waits for a person, `Proceed` goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_inconclusive: Option<OnInconclusive>,
+    /// Seconds without progress after which a rollout is Degraded and what was in force is in force for everyone, 1 to 2592000; 86400
+    /// if not set. Time in which a person is waited for does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_592_000))]
+    pub progress_deadline_seconds: Option<i64>,
+    /// Digests of candidates whose restrictions (calls that were allowed and are not any more) are meant: they count in no budget.
+    /// Expansions can't be acknowledged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(regex(pattern = r"^sha256:[0-9a-f]{64}$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub acknowledged_restrictions: Vec<String>,
+    /// Which recorded decisions are replayed first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<RolloutReplay>,
+}
+
+/// One stage of a rollout.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Stage {
+    /// Sessions that the candidate decides for, of 100: whole, 1 to 100, more than in the stage before; 100 in the last.
+    #[schemars(range(min = 1, max = 100))]
+    pub percent: i64,
+    /// Seconds that the stage lasts at least, 0 to 2592000; 300 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2_592_000))]
+    pub min_seconds: Option<i64>,
+    /// Decisions of the candidate that the stage needs at least, answered or in shadow, 0 to 1000000; 20 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub min_decisions: Option<i64>,
+    /// `Manual`: the stage is left only when a person promotes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<StageGate>,
+}
+
+/// Who ends a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum StageGate {
+    /// Remit, when time, decisions and budgets allow it.
+    #[default]
+    Automatic,
+    /// A person besides.
+    Manual,
+}
+
+/// What to do where there is too little to judge by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum OnInconclusive {
+    /// Wait for a person.
+    #[default]
+    Pause,
+    /// Go on.
+    Proceed,
+}
+
+/// Budgets of a rollout, per tenant and arm in a window. All that is counted comes from Remit's own records; one agent moves at most
+/// one agent's share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Budgets {
+    /// Differences of severity critical, in replay and in shadow, 0 to 1000000; 0 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub critical_drift: Option<i64>,
+    /// Differences of severity high, 0 to 1000000; 2 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub high_drift: Option<i64>,
+    /// Growth of the denial rate from stable to candidate, in percentage points, 0 to 100; 10 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub denial_growth_percent: Option<i64>,
+    /// Decisions of the candidate that end in an evaluation error, percent, 0 to 100; 2 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub error_percent: Option<i64>,
+    /// Growth of the 95th percentile of the time in the gates from stable to candidate, percent, 0 to 10000; 200 if not set. Below
+    /// 1 ms nothing is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub latency_growth_percent: Option<i64>,
+    /// Decisions of an arm that its rates need before they count, 1 to 1000000; 20 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_samples: Option<i64>,
+    /// Seconds that the rates look back, 10 to 86400; 600 if not set. Drift counts since the revision began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 86_400))]
+    pub window_seconds: Option<i64>,
+    /// Sessions whose calls are evaluated under the other arm too, off the answer's path, percent, 0 to 100; 100 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub shadow_percent: Option<i64>,
+    /// What the proof must say: `NotRequired` (the default), `Required` (unknown holds the rollout) or `NoExpansion` (unknown or
+    /// anything that lets somebody do more holds it).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofBudget>,
+}
+
+/// What the proof must say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ProofBudget {
+    /// It is shown and holds nothing.
+    #[default]
+    NotRequired,
+    /// There must be one.
+    Required,
+    /// It must say that nobody may do more.
+    NoExpansion,
+}
+
+/// Which recorded decisions are replayed before stage one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutReplay {
+    /// How far back, seconds, 60 to 31536000; 604800 (7 days) if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 31_536_000))]
+    pub since_seconds: Option<i64>,
+    /// At most so many, the newest, 1 to 1000000; 100000 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub limit: Option<i64>,
+    /// Decisions that must have been replayed for a verdict, 1 to 1000000; 20 if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_decisions: Option<i64>,
+    /// Invariants that the candidate must keep.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "set"))]
+    pub invariants: Vec<String>,
 }
 
 /// Which package to put in force: by name and version range, or by digest.
@@ -143,17 +288,85 @@ pub struct HumanAction {
     /// Who asks: the request's username.
     #[schemars(length(max = 253))]
     pub actor: String,
-    /// `promote`, `pause`, `abort` or `rollback`.
+    /// `pause`, `resume`, `promote`, `promote-full`, `abort` or `rollback`.
     #[schemars(length(max = 63))]
     pub action: String,
-    /// Why.
+    /// Why; `promote-full`, `abort` and `rollback` need one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub reason: Option<String>,
+    /// For `rollback`: number of the revision in history to go back to; the newest before the one in force if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub revision: Option<i64>,
+    /// Digest of the candidate, or for `rollback` of the package in force, that the writer looked at: if another one is there by
+    /// now, nothing is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub digest: Option<String>,
     /// `http` where Remit wrote it for an authenticated person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub via: Option<String>,
+}
+
+/// An action that Remit has handled.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HandledAction {
+    /// The action.
+    #[serde(flatten)]
+    pub action: HumanAction,
+    /// What came of it: `done`, or why not.
+    pub result: String,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+}
+
+/// What the budgets say of the candidate now.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutVerdict {
+    /// The worst of the checks.
+    pub result: CheckResult,
+    /// One a budget.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 24), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub checks: Vec<BudgetCheck>,
+}
+
+/// What a check came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum CheckResult {
+    /// Within the budget.
+    Pass,
+    /// Too little to judge by.
+    #[default]
+    Inconclusive,
+    /// Over the budget.
+    Fail,
+}
+
+/// One budget, what was measured, and what that means.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetCheck {
+    /// `replay`, `proof`, `criticalDrift`, `highDrift`, `denialGrowth`, `errors`, `latency`, `samples`, …
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// What it came to.
+    pub result: CheckResult,
+    /// What was measured, in words with its unit.
+    #[schemars(length(max = 256))]
+    pub value: String,
+    /// What it may be at most.
+    #[schemars(length(max = 256))]
+    pub threshold: String,
+    /// Which decisions and policies, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub reason: Option<String>,
 }
 
 /// Where the rollout stands.
@@ -175,9 +388,34 @@ pub struct TenantRolloutStatus {
     /// Stage of the candidate, counted from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<i64>,
-    /// What replay and proof said of the candidate.
+    /// Sessions that the candidate decides for, of 100; absent before stage one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verdict: Option<String>,
+    pub percent: Option<i64>,
+    /// Sessions whose calls are evaluated under the other arm too, of 100; absent before stage one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_percent: Option<i64>,
+    /// Counted up whenever anybody may be answered under another package than before. A replica that reads a lower number than it
+    /// acts by has read something old, and stays where it is.
+    #[serde(default)]
+    pub epoch: i64,
+    /// When the stage began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage_started: Option<Time>,
+    /// `queued`, `canary`, `promoting`, `completed` or `rolled_back`: how far the newest revision has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub progress: Option<String>,
+    /// What the budgets say of the candidate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<RolloutVerdict>,
+    /// What the proof says of the candidate, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub proof: Option<String>,
+    /// What the replay says of the candidate, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub replay: Option<String>,
     /// Former revisions, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
@@ -186,6 +424,10 @@ pub struct TenantRolloutStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"]))]
     pub actions: Vec<HumanAction>,
+    /// What people asked for and Remit has handled, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
+    pub handled: Vec<HandledAction>,
     /// Ready: what was asked for is in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod keys;
 mod policy_package;
 mod policy_signer;
+pub mod preflight;
 mod tenant_profile;
 pub mod tenant_rollout;
 pub mod verdict;

@@ -112,6 +112,7 @@ impl World {
         let mut planner = World::agent_of(&self.agent, "planner");
         planner.facts.suspended = true;
         let tenant = Tenant {
+            canary: None,
             name: self.tenant.into(),
             uid: "uid".into(),
             agents: HashMap::from([("coder".into(), Arc::new(agent)), ("planner".into(), Arc::new(planner))]),

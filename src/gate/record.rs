@@ -41,6 +41,9 @@ pub struct DecisionRecord {
     pub facts: RecordedFacts,
     /// `stable` or `canary`.
     pub arm: String,
+    /// Number of the rollout's revision that was under way; absent where none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<i64>,
     /// Digests of the packages that were evaluated, by side: `platform`, `tenant`.
     pub digests: BTreeMap<String, Vec<String>>,
     /// What was answered.
@@ -140,6 +143,7 @@ pub(super) fn record(pass: &Pass<'_>, decision: &Decision) -> DecisionRecord {
             hour: pass.hour(),
         },
         arm: "stable".into(),
+        revision: None,
         digests,
         outcome: decision.outcome,
         code: decision.code.to_owned(),

@@ -45,8 +45,25 @@ pub struct Tenant {
     pub agents: HashMap<String, Arc<AgentEntry>>,
     /// The package in force; None: nothing is in force, everything is denied `no_package`.
     pub package: Option<Arc<CompiledPackage>>,
+    /// The package on its way, while a rollout is in one of its stages.
+    pub canary: Option<Arc<Canary>>,
     /// Settings in force.
     pub profile: EffectiveProfile,
+}
+
+/// The package on its way, and for whom it decides.
+#[derive(Clone, Debug)]
+pub struct Canary {
+    /// The candidate.
+    pub package: Arc<CompiledPackage>,
+    /// Number of the revision: a new one shuffles the sessions anew.
+    pub revision: i64,
+    /// Sessions that it decides for, of 100.
+    pub percent: u8,
+    /// Sessions whose calls are evaluated under the other arm too, of 100.
+    pub shadow_percent: u8,
+    /// Key by which sessions are shared out, the same on every replica; no agent can compute its arm.
+    pub key: [u8; 32],
 }
 
 /// One agent of a tenant.

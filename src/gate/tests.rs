@@ -87,6 +87,7 @@ pub(super) struct World {
 impl World {
     pub fn new(policies: &str, agents: Vec<AgentEntry>) -> Self {
         let tenant = Tenant {
+            canary: None,
             name: "acme".into(),
             uid: "uid-acme".into(),
             agents: agents.into_iter().map(|a| (a.facts.name.clone(), Arc::new(a))).collect(),

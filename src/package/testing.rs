@@ -287,6 +287,7 @@ impl World {
 
     fn run(&self, place: Place, name: String, question: Question, expect: Expect) -> TestResult {
         let tenant = Tenant {
+            canary: None,
             name: TENANT.into(),
             uid: "test".into(),
             agents: question.agents,

@@ -76,8 +76,14 @@ mod tests {
     fn records_of_deleted_namespaces_are_kept_as_long_as_the_platforms_own() {
         let tenant = |name: &str, retention_days| {
             let profile = EffectiveProfile { retention_days, ..EffectiveProfile::default() };
-            let tenant =
-                Tenant { name: name.into(), uid: String::new(), agents: Default::default(), package: None, profile };
+            let tenant = Tenant {
+                name: name.into(),
+                uid: String::new(),
+                agents: Default::default(),
+                package: None,
+                canary: None,
+                profile,
+            };
             (name.to_owned(), Arc::new(tenant))
         };
         let mut snapshot = Snapshot { platform: Some(Ok(vec![])), ..Snapshot::default() };

@@ -182,6 +182,7 @@ pub fn agent(tenant: &str, name: &str) -> AgentEntry {
 
 pub fn tenant(name: &str, agents: &[&str]) -> Arc<Tenant> {
     Arc::new(Tenant {
+        canary: None,
         name: name.into(),
         uid: format!("uid-{name}"),
         agents: agents.iter().map(|a| ((*a).to_owned(), Arc::new(agent(name, a)))).collect(),

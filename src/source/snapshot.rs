@@ -44,6 +44,7 @@ pub fn tenant(input: TenantInput<'_>, previous: Option<&Arc<Tenant>>) -> Arc<Ten
         return old.clone();
     }
     Arc::new(Tenant {
+        canary: None,
         name: input.name.into(),
         uid: input.uid.into(),
         agents,

@@ -32,6 +32,7 @@ pub fn record(tenant: &str, n: u64) -> DecisionRecord {
         },
         facts: crate::gate::RecordedFacts::default(),
         arm: "stable".into(),
+        revision: None,
         digests: BTreeMap::new(),
         outcome: Outcome::Allow,
         code: "allowed".into(),

@@ -53,6 +53,7 @@ pub fn ask(record: &DecisionRecord, package: &Arc<CompiledPackage>) -> Option<Ch
         }
     }
     let tenant = Tenant {
+        canary: None,
         name: record.tenant.clone(),
         uid: record.tenant_uid.clone(),
         agents: agents.into_iter().map(|(name, entry)| (name, Arc::new(entry))).collect(),

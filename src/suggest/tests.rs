@@ -91,6 +91,7 @@ impl World {
         let profile =
             EffectiveProfile { observe_until: self.observing.then_some(until), ..EffectiveProfile::default() };
         let tenant = Tenant {
+            canary: None,
             name: "acme".into(),
             uid: "uid-acme".into(),
             agents: self.agents.iter().map(|(k, v)| (k.clone(), Arc::new(v.clone()))).collect(),
