@@ -8,6 +8,7 @@ use std::pin::Pin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+mod arms;
 pub mod audit;
 mod chain;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod statement;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
 pub use sink::{AnchorSink, FileSink};
