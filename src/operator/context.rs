@@ -49,7 +49,8 @@ impl AdmissionContext for Admission {
     }
 
     fn applied(&self, spec: &PolicyPackageSpec, tenant: &str, username: &str) {
-        let noted = self.ctx.store.note_applied(tenant, &digest(spec), username, jiff::Timestamp::now());
+        let digest = digest(spec);
+        let noted = self.ctx.store.note_applied(tenant, &digest, username, jiff::Timestamp::now());
         if let Err(error) = self.runtime.block_on(noted) {
             tracing::warn!(%error, tenant, "who applied a package could not be noted: its history names the field manager");
         }
