@@ -26,6 +26,7 @@ test: lint packages controlplane peers ## everything: format, lints, unit, prope
 	cargo test --no-fail-fast
 	$(call step,The tools of hack/)
 	cd hack/controlplane && GOFLAGS= go vet . && GOFLAGS= go test .
+	cd hack/gitops && GOFLAGS= go vet . && GOFLAGS= go test -count=1 .
 	@$(MAKE) --no-print-directory sdk-test drift
 
 sdk-test: ## the Python and TypeScript packages, with the real frameworks from PyPI and npm
