@@ -48,6 +48,11 @@ async fn sessions_end_once() {
 }
 
 #[tokio::test]
+async fn only_what_the_store_has_not_seen_is_expired() {
+    contract::only_what_the_store_has_not_seen_is_expired(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn what_became_of_a_call_is_said_once() {
     contract::what_became_of_a_call_is_said_once(&*fresh().await.1).await;
 }
