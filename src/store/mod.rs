@@ -13,6 +13,8 @@ pub mod audit;
 mod chain;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod contract_arms;
 mod sink;
 mod sqlite;
 mod statement;
@@ -21,7 +23,7 @@ pub(crate) mod testing;
 
 pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
-pub use chain::Columns;
+pub use chain::{Columns, RolloutColumns};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
     ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,

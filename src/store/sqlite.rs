@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
 mod anchoring;
+mod arms;
 mod decisions;
 mod journal;
 mod ledger;
@@ -330,6 +331,7 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(vec![
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
+        of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
     ])
 }
 
