@@ -27,8 +27,8 @@ use crate::gate::Snapshot;
 use crate::server::issuers::{Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, serve};
 use crate::server::{
-    Authenticator, Freshness, JournalNumbers, Lanes, Metrics, Server, Sessions, Settings, Shadow, SystemClock, note_router,
-    retain, router,
+    Authenticator, Freshness, JournalNumbers, Lanes, Metrics, Server, Sessions, Settings, Shadow, SystemClock,
+    note_router, retain, router,
 };
 use crate::source::compile::Compiler;
 use crate::source::feed::{Feed, FeedError, Whose, read_first};

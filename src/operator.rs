@@ -27,8 +27,8 @@ use crate::policy::PublicKey;
 use crate::server::issuers::{self, Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, ServingCertificate, TlsError, serve};
 use crate::server::{
-    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings,
-    Shadow, SystemClock, admission, health_router, retain, router,
+    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, Shadow,
+    SystemClock, admission, health_router, retain, router,
 };
 use crate::source::compile::Compiler;
 use crate::source::index::{Faults, Index, Sources};

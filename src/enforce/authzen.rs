@@ -248,7 +248,13 @@ impl Pdp for AuthZen {
 
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
         Box::pin(async move {
-            Ok(self.tools_of(agent, None).await?.into_iter().map(|tool| tool.name).filter(|name| name != ANY_TOOL).collect())
+            Ok(self
+                .tools_of(agent, None)
+                .await?
+                .into_iter()
+                .map(|tool| tool.name)
+                .filter(|name| name != ANY_TOOL)
+                .collect())
         })
     }
 

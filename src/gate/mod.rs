@@ -34,6 +34,8 @@ use pass::Pass;
 #[cfg(test)]
 mod could_tests;
 #[cfg(test)]
+mod rollout_tests;
+#[cfg(test)]
 mod tests;
 
 /// A gate: passes, or ends the check.

@@ -182,10 +182,22 @@ impl Metrics {
         r.register("snapshot_generation", "How often the snapshot was swapped", snapshot_generation.clone());
         r.register("tenants_observing", "Tenants whose policy is observed, not enforced", tenants_observing.clone());
         let arms = ArmMetrics::default();
-        r.register("rollout_decisions", "Decisions of each arm while a rollout runs, by outcome", arms.decisions.clone());
-        r.register("shadow_compared", "Calls that were evaluated under both packages of a rollout", arms.compared.clone());
+        r.register(
+            "rollout_decisions",
+            "Decisions of each arm while a rollout runs, by outcome",
+            arms.decisions.clone(),
+        );
+        r.register(
+            "shadow_compared",
+            "Calls that were evaluated under both packages of a rollout",
+            arms.compared.clone(),
+        );
         r.register("shadow_drift", "Calls that the packages of a rollout decide otherwise", arms.drift.clone());
-        r.register("shadow_dropped", "Calls that were not compared: queue_full, store_behind, store_failed, panicked", arms.dropped.clone());
+        r.register(
+            "shadow_dropped",
+            "Calls that were not compared: queue_full, store_behind, store_failed, panicked",
+            arms.dropped.clone(),
+        );
         Self {
             arms,
             registry,

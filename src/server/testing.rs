@@ -260,9 +260,10 @@ impl World {
     pub async fn restarted(self) -> Self {
         self.store.close().await;
         let (dir, clock, snapshot) = (self._dir.clone(), self.clock.clone(), self.state.snapshot.load_full());
+        let gate = self.state.gate;
         drop(self);
         let store = SqliteStore::open(dir.path(), SqliteOptions::default()).await.unwrap();
-        Self::over(dir, store, by_name, Snapshot::clone(&snapshot), clock).await
+        Self::over(dir, store, gate, Snapshot::clone(&snapshot), clock).await
     }
 
     async fn over(

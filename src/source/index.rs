@@ -58,7 +58,8 @@ impl Faults {
     /// Sets them; says what they were.
     fn set(&self, namespace: &str, fault: Fault) -> Fault {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = if fault == Fault::default() { all.remove(namespace) } else { all.insert(namespace.into(), fault) };
+        let before =
+            if fault == Fault::default() { all.remove(namespace) } else { all.insert(namespace.into(), fault) };
         before.unwrap_or_default()
     }
 }
@@ -230,7 +231,9 @@ impl Index {
                 Some(why) if before.candidate != fault.candidate => {
                     tracing::error!(tenant = %name, %why, "the candidate can't be loaded: its sessions are denied");
                 }
-                None if before.candidate.is_some() => tracing::info!(tenant = %name, "the candidate can be loaded, or is gone"),
+                None if before.candidate.is_some() => {
+                    tracing::info!(tenant = %name, "the candidate can be loaded, or is gone")
+                }
                 _ => {}
             }
             tell(&self.listeners, &Change::Loaded(name));

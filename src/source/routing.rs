@@ -34,7 +34,9 @@ impl Routing {
         // Another object is another rollout, and begins anew.
         if let Some(in_use) = in_use.filter(|r| r.object == object && r.epoch > epoch) {
             tracing::warn!(
-                tenant = rollout.metadata.namespace, epoch, in_use = in_use.epoch,
+                tenant = rollout.metadata.namespace,
+                epoch,
+                in_use = in_use.epoch,
                 "the status of a rollout is older than what is acted by, and is not acted by"
             );
             return in_use.clone();

@@ -80,16 +80,10 @@ fn severity(rank: i64) -> Result<Severity, StoreError> {
 }
 
 fn cause(text: &str) -> Result<Cause, StoreError> {
-    [
-        Cause::AccessRestricted,
-        Cause::AccessExpanded,
-        Cause::ApprovalAdded,
-        Cause::ApprovalRemoved,
-        Cause::RuleChanged,
-    ]
-    .into_iter()
-    .find(|c| c.as_str() == text)
-    .ok_or_else(|| StoreError::Corrupt { what: "cause of a shadow evaluation", why: text.to_owned() })
+    [Cause::AccessRestricted, Cause::AccessExpanded, Cause::ApprovalAdded, Cause::ApprovalRemoved, Cause::RuleChanged]
+        .into_iter()
+        .find(|c| c.as_str() == text)
+        .ok_or_else(|| StoreError::Corrupt { what: "cause of a shadow evaluation", why: text.to_owned() })
 }
 
 fn unsigned(n: i64) -> Result<u64, StoreError> {

@@ -70,8 +70,17 @@ pub async fn arms_are_counted_by_agent<S: Journal + Store + Arms>(store: &S) {
     // None of these is of this revision of this namespace.
     append(store, record("acme", 9)).await;
     append(store, DecisionRecord { revision: Some(4), ..counted(10, Canary, Outcome::Deny, "no_permit", 9000) }).await;
-    append(store, DecisionRecord { tenant_uid: "re-created".into(), ..counted(11, Canary, Outcome::Deny, "x", 9000) }).await;
-    append(store, DecisionRecord { tenant: "beta".into(), tenant_uid: "uid-beta".into(), ..counted(12, Stable, Outcome::Deny, "x", 1) }).await;
+    append(store, DecisionRecord { tenant_uid: "re-created".into(), ..counted(11, Canary, Outcome::Deny, "x", 9000) })
+        .await;
+    append(
+        store,
+        DecisionRecord {
+            tenant: "beta".into(),
+            tenant_uid: "uid-beta".into(),
+            ..counted(12, Stable, Outcome::Deny, "x", 1)
+        },
+    )
+    .await;
 
     let all = window(store).await;
     assert_eq!(all.stable, [of("coder", 2, 1, 0, None), of("user:alice", 1, 0, 0, None)]);
@@ -134,15 +143,24 @@ pub async fn shadows_are_counted_and_the_worst_named<S: Arms>(store: &S) {
         expansions: 2,
         restrictions: 1,
     };
-    let writer = AgentDrift { agent: "writer".into(), compared: 1, medium: 1, restrictions: 1, ..AgentDrift::default() };
+    let writer =
+        AgentDrift { agent: "writer".into(), compared: 1, medium: 1, restrictions: 1, ..AgentDrift::default() };
     assert_eq!(all.shadow, [coder, writer]);
     assert_eq!(all.worst.len(), 10);
     let worst: Vec<_> = all.worst.iter().map(|w| (w.severity, w.sentence.as_str())).take(5).collect();
-    let expected =
-        [(Critical, "sentence 35"), (High, "sentence 34"), (High, "sentence 33"), (Medium, "sentence 36"), (Low, "sentence 32")];
+    let expected = [
+        (Critical, "sentence 35"),
+        (High, "sentence 34"),
+        (High, "sentence 33"),
+        (Medium, "sentence 36"),
+        (Low, "sentence 32"),
+    ];
     assert_eq!(worst, expected, "the worst first, the newest of equal ones");
     assert_eq!(all.worst[0].candidate_policies, ["tenant/base/p"]);
-    assert_eq!((all.worst[0].decision.as_str(), all.worst[0].cause), (record("acme", 35).id.as_str(), Cause::AccessExpanded));
+    assert_eq!(
+        (all.worst[0].decision.as_str(), all.worst[0].cause),
+        (record("acme", 35).id.as_str(), Cause::AccessExpanded)
+    );
     let late = store.window("uid-acme", 3, EPOCH, record("acme", 35).time).await.unwrap();
     assert_eq!(late.worst.len(), 2, "drift has its own since");
 }

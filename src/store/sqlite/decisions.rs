@@ -5,7 +5,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::ledger::{signed, time, unsigned};
 use crate::store::chain::{Columns, Hash, body_hash, hex};
-use crate::store::{AuditRow, CallReport, RolloutColumns, DecisionFilter, Page, StoreError, StoredDecision};
+use crate::store::{AuditRow, CallReport, DecisionFilter, Page, RolloutColumns, StoreError, StoredDecision};
 
 /// Page size where none is asked for.
 const PAGE: u32 = 100;

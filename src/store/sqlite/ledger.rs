@@ -10,7 +10,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use crate::api::Envelope;
 use crate::store::chain::{Hash, RowsDigest};
-use crate::store::{CallReport, InForceRow, ShadowRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
+use crate::store::{CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, ShadowRow, StoreError, Tombstone, statement};
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
 /// one does not.
