@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
 use crate::api::{
-    PolicyPackage, Sensitivity, SourceFile, Tier, Tool, TenantRollout, TenantRolloutSpec, TenantRolloutStatus,
+    PolicyPackage, Sensitivity, SourceFile, TenantRollout, TenantRolloutSpec, TenantRolloutStatus, Tier, Tool,
 };
 use crate::gate::Tenant;
 use crate::store::{SqliteOptions, SqliteStore};
@@ -197,7 +197,10 @@ async fn a_forged_candidate_answers_nobody() {
     let no_key = RevisionStatus { key_fingerprint: Some("sha256:made-up".into()), ..revision("2.0.0", 2) };
     for (epoch, forged) in [(2, no_bytes), (3, no_key)] {
         let tenant = w.says(status(epoch, Some(forged), Some(100))).await;
-        assert!(tenant.canary.as_ref().unwrap().package.is_none(), "its sessions are denied, not answered by anything else");
+        assert!(
+            tenant.canary.as_ref().unwrap().package.is_none(),
+            "its sessions are denied, not answered by anything else"
+        );
         assert_eq!(loaded(tenant.package.as_ref()), "1.0.0");
         assert!(w.faults.candidate("acme").is_some(), "and the leader hears of it");
         assert_eq!(w.faults.get("acme"), None, "which is not the fault of what is in force");
