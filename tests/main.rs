@@ -3,6 +3,7 @@
 
 mod admission;
 mod api;
+mod arms;
 mod attacks;
 mod chart;
 mod check_command;

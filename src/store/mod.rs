@@ -14,6 +14,8 @@ mod chain;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod contract_arms;
+#[cfg(test)]
 mod contract_history;
 mod filter;
 mod history;
@@ -27,7 +29,7 @@ mod values;
 
 pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
-pub use chain::Columns;
+pub use chain::{Columns, RolloutColumns};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use sink::{AnchorSink, FileSink};

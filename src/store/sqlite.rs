@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
 mod anchoring;
+mod arms;
 mod decisions;
 mod history;
 mod journal;
@@ -341,6 +342,7 @@ fn migrator() -> Migrator {
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
+        of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
     ])
 }
 
