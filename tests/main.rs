@@ -9,6 +9,7 @@ mod chart;
 mod check_command;
 mod checks;
 mod control_plane;
+mod gitops;
 mod hook;
 mod issuers;
 mod laptop;

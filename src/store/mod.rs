@@ -8,6 +8,7 @@ use std::pin::Pin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+mod arms;
 pub mod audit;
 mod chain;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod statement;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
