@@ -19,7 +19,7 @@ mod statement;
 pub(crate) mod testing;
 
 pub use audit::{AuditRow, AuditStatements};
-pub use chain::Columns;
+pub use chain::{Columns, hex};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
     ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,
