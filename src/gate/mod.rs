@@ -4,6 +4,7 @@
 //! collected as an ask and weighed last. Adding a gate touches its own file and this list.
 
 mod approval;
+mod arm;
 mod could;
 mod decision;
 mod delegation;
@@ -20,6 +21,7 @@ mod stops;
 mod subject;
 mod why;
 
+pub use arm::{Arm, Unit, arm, arms_key, shadowed};
 pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
 pub use observe::OBSERVED;
