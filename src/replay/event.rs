@@ -8,18 +8,20 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::invariants::Judge;
-use super::tally::Place;
 use super::world::{Worlds, enforced, input};
-use super::{EffectiveSet, Recorded, Task};
+use super::{Body, EffectiveSet, Recorded, Task, selects};
 use crate::api::{Tier, Tool};
 use crate::gate::{Decision, DecisionRecord, Outcome, decide, depends_on_redacted};
 use crate::lifecycle::drift::{Cause, Drift, Severity, Side, compare, reads_only};
 use crate::policy::{Arguments, REDACTED};
+use crate::store::Place;
 
 /// Why a record is not replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unreplayable {
+    /// It can't be read.
+    Unreadable,
     /// It is of another namespace.
     AnotherTenant,
     /// It is of a namespace of this name that is gone.
@@ -38,6 +40,7 @@ impl Unreplayable {
     /// As counts and reports write it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Unreplayable::Unreadable => "unreadable",
             Unreplayable::AnotherTenant => "another_tenant",
             Unreplayable::TenantRecreated => "tenant_recreated",
             Unreplayable::Refused => "refused",
@@ -113,18 +116,29 @@ pub(super) struct Row {
     pub violations: Vec<(usize, String)>,
 }
 
-/// Replays one record.
-pub(super) fn row(task: &Task, judge: &Judge, worlds: &mut Worlds, recorded: &Recorded) -> Row {
-    let record = &recorded.record;
-    let place = Place::of(record);
+/// Replays one record; None: it is not selected.
+pub(super) fn row(task: &Task, judge: &Judge, worlds: &mut Worlds, recorded: &Recorded) -> Option<Row> {
+    let place = recorded.place.clone();
     let input = Canonical::new(b"in\0").text(&place.id).number(place.micros).text(&recorded.hash).finish();
-    let row = |verdict, violations, result| Row { place, time: record.time, input, result, verdict, violations };
-    match replayed(task, worlds, record) {
-        Err(why) => {
-            let result = Canonical::new(b"not\0").text(&record.id).text(why.as_str()).finish();
-            row(Verdict::Not(why), Vec::new(), result)
+    let not = |why: Unreplayable| {
+        let result = Canonical::new(b"not\0").text(&recorded.place.id).text(why.as_str()).finish();
+        (Verdict::Not(why), Vec::new(), result)
+    };
+    let parsed;
+    let record = match &recorded.body {
+        Body::Record(record) => Some(record.as_ref()),
+        Body::Text(text) => {
+            parsed = serde_json::from_str::<DecisionRecord>(text).ok();
+            parsed.as_ref()
         }
-        Ok(both) => {
+    };
+    if record.is_some_and(|record| !selects(&task.selection, record)) {
+        return None;
+    }
+    let (verdict, violations, result) = match record.map(|record| (record, replayed(task, worlds, record))) {
+        None => not(Unreplayable::Unreadable),
+        Some((_, Err(why))) => not(why),
+        Some((record, Ok(both))) => {
             let drift = both.drift();
             let mut canonical = Canonical::new(b"out\0").text(&record.id);
             for side in [&both.baseline, &both.candidate] {
@@ -140,9 +154,11 @@ pub(super) fn row(task: &Task, judge: &Judge, worlds: &mut Worlds, recorded: &Re
             let violations = judge.event(record, &both);
             let event = drift.map(|drift| Box::new(event(record, &both, drift)));
             let (baseline, candidate) = (both.baseline.outcome, both.candidate.outcome);
-            row(Verdict::Replayed { baseline, candidate, reads: both.reads(), event }, violations, result)
+            (Verdict::Replayed { baseline, candidate, reads: both.reads(), event }, violations, result)
         }
-    }
+    };
+    let time = Timestamp::from_microsecond(place.micros).unwrap_or_default();
+    Some(Row { place, time, input, result, verdict, violations })
 }
 
 /// What the sides make of a call, as the gates left it.

@@ -5,6 +5,7 @@
 //! a value that was not kept, is counted as not replayable, with the reason. The same input gives the same fingerprint, whatever the
 //! number of threads, the size of the pages or the restarts in between.
 
+mod asked;
 mod event;
 mod html;
 mod invariants;
@@ -16,18 +17,19 @@ mod world;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use asked::{Asked, AskedError, MAX_OPEN_RUNS};
 pub use event::{Event, SideOf, Unreplayable};
 pub use html::{CONTENT_SECURITY_POLICY, page as html};
 pub use invariants::InvariantResult;
 pub use report::{MatrixCell, Named, Report};
 pub use selection::selects;
-pub use tally::{Place, Tally};
+pub use tally::Tally;
 pub use world::{ask, enforced};
 
 use crate::api::{Invariant, InvariantError, ReplaySelection};
 use crate::gate::DecisionRecord;
 use crate::policy::CompiledPackage;
-use crate::store::StoredDecision;
+use crate::store::{Place, ReplayRow, StoredDecision};
 use event::Row;
 use invariants::Judge;
 use world::Worlds;
@@ -54,30 +56,60 @@ pub struct Task {
     pub candidate: EffectiveSet,
     /// What must hold of the candidate.
     pub invariants: Vec<Invariant>,
-    /// Which decisions were selected. Part of the input's fingerprint; whoever reads the records selects them.
+    /// Which decisions are replayed. Its limit is for who reads the records.
     pub selection: ReplaySelection,
 }
 
 /// One recorded decision, with the hash that stands for its bytes.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// The record.
-    pub record: DecisionRecord,
-    /// Hash of the chain up to and including it, hex; of a record outside of any chain, the hash of its own bytes.
-    pub hash: String,
+    place: Place,
+    hash: String,
+    body: Body,
+}
+
+/// A record, parsed or not yet.
+#[derive(Clone, Debug)]
+enum Body {
+    Record(Box<DecisionRecord>),
+    Text(String),
+}
+
+impl Recorded {
+    /// A record whose chain has this hash, hex, up to and including it.
+    pub fn new(record: DecisionRecord, hash: String) -> Self {
+        Self { place: Place::of(&record), hash, body: Body::Record(Box::new(record)) }
+    }
+
+    /// Where it stands.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
 }
 
 impl From<StoredDecision> for Recorded {
     fn from(stored: StoredDecision) -> Self {
-        Self { record: stored.record, hash: stored.hash }
+        Self::new(stored.record, stored.hash)
     }
 }
 
+impl From<ReplayRow> for Recorded {
+    fn from(row: ReplayRow) -> Self {
+        Self { place: row.place, hash: row.hash, body: Body::Text(row.body) }
+    }
+}
+
+/// Of no chain: the hash of its own bytes stands for it.
 impl From<DecisionRecord> for Recorded {
     fn from(record: DecisionRecord) -> Self {
         let bytes = serde_json::to_vec(&record).unwrap_or_default();
-        Self { hash: crate::policy::sha256_text(&bytes), record }
+        Self::new(record, crate::policy::sha256_text(&bytes))
     }
+}
+
+/// Whether every invariant can be judged.
+pub fn judged(invariants: &[Invariant]) -> Result<(), InvariantError> {
+    Judge::new(invariants).map(drop)
 }
 
 /// Replays a whole set of records at once, in the order of time and id; the records may come in any order.
@@ -87,18 +119,31 @@ pub fn run(
     invariants: &[Invariant],
     records: &mut [Recorded],
 ) -> Result<Report, InvariantError> {
-    records.sort_by(|a, b| (Place::of(&a.record), &a.hash).cmp(&(Place::of(&b.record), &b.hash)));
-    // Offline nobody knows the namespace but the records: the newest says which one it is.
-    let newest = records.last().map(|r| &r.record);
+    order(records);
+    let (tenant, tenant_uid) = newest_tenant(records);
     let task = Task {
-        tenant: newest.map(|r| r.tenant.clone()).unwrap_or_default(),
-        tenant_uid: newest.map(|r| r.tenant_uid.clone()),
+        tenant,
+        tenant_uid,
         baseline: baseline.clone(),
         candidate: candidate.clone(),
         invariants: invariants.to_vec(),
         selection: ReplaySelection::default(),
     };
     run_task(task, records, std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Puts records in the order of a replay.
+pub fn order(records: &mut [Recorded]) {
+    records.sort_by(|a, b| (&a.place, &a.hash).cmp(&(&b.place, &b.hash)));
+}
+
+/// The namespace of the newest record, and its UID: offline, nobody else knows.
+pub fn newest_tenant(ordered: &[Recorded]) -> (String, Option<String>) {
+    let newest = ordered.iter().rev().find_map(|r| match &r.body {
+        Body::Record(record) => Some(record),
+        Body::Text(_) => None,
+    });
+    newest.map_or_else(Default::default, |r| (r.tenant.clone(), Some(r.tenant_uid.clone())))
 }
 
 /// Replays records that are in the order of time and id, on so many threads.
@@ -164,7 +209,7 @@ impl Replay {
 
     fn rows(&self, thread: usize, records: &[Recorded]) -> Vec<Row> {
         let mut worlds = self.worlds[thread % MAX_THREADS].lock().unwrap_or_else(PoisonError::into_inner);
-        records.iter().map(|recorded| event::row(&self.task, &self.judge, &mut worlds, recorded)).collect()
+        records.iter().filter_map(|recorded| event::row(&self.task, &self.judge, &mut worlds, recorded)).collect()
     }
 
     /// The report of what was replayed.

@@ -7,29 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::event::{Canonical, Event, Row, Verdict};
 use super::{EffectiveSet, Task};
 use crate::api::ReplayCounts;
-use crate::gate::{DecisionRecord, Outcome};
+use crate::gate::Outcome;
 use crate::lifecycle::drift::Severity;
+use crate::store::Place;
 
 /// Differences that are kept.
 const WORST: usize = 100;
 /// Outcomes, in the order of the matrix.
 pub(super) const OUTCOMES: [Outcome; 4] = [Outcome::Allow, Outcome::ApprovalRequired, Outcome::Deny, Outcome::Refused];
-
-/// A record's place in the order of a replay. Ids are issued by Remit, in the order of time, and break ties of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Place {
-    /// When it was decided, microseconds since 1970.
-    pub micros: i64,
-    /// Decision id.
-    pub id: String,
-}
-
-impl Place {
-    /// Of a record.
-    pub fn of(record: &DecisionRecord) -> Self {
-        Self { micros: record.time.as_microsecond(), id: record.id.clone() }
-    }
-}
 
 /// What has been found so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

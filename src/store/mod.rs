@@ -15,7 +15,10 @@ mod chain;
 mod contract;
 #[cfg(test)]
 mod contract_history;
+#[cfg(test)]
+mod contract_replays;
 mod history;
+mod replays;
 mod sink;
 mod sqlite;
 mod statement;
@@ -26,6 +29,7 @@ pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::{Columns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
+pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
     ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,

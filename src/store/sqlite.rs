@@ -26,6 +26,7 @@ mod journal;
 mod ledger;
 mod queue;
 mod reader;
+mod replays;
 #[cfg(test)]
 mod tests;
 
@@ -332,6 +333,7 @@ fn migrator() -> Migrator {
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
+        of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
     ])
 }
 

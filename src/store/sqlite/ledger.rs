@@ -11,6 +11,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 use crate::api::Envelope;
 use crate::store::chain::{Hash, RowsDigest};
 use crate::store::sqlite::history;
+use crate::store::sqlite::replays::{self, ReplayWrite};
 use crate::store::{Arrival, CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
@@ -31,6 +32,7 @@ pub(super) enum Write {
     },
     Signer(String),
     Call(String, CallReport),
+    Replay(Box<ReplayWrite>),
     ParseBegins(String),
     ParseEnded(String),
     /// Parses that this process has under way are not deaths: it stops in good order.
@@ -83,6 +85,7 @@ pub(super) async fn apply(
             let insert = sqlx::query(sql).bind(decision).bind(report.outcome.as_str()).bind(duration);
             Ok(insert.bind(report.time.as_microsecond()).execute(conn).await?.rows_affected())
         }
+        Write::Replay(write) => replays::apply(conn, *write).await,
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";
             Ok(sqlx::query(sql).bind(digest).execute(conn).await?.rows_affected())
