@@ -67,6 +67,8 @@ impl Operator {
             .arg(format!("--webhook-listen=127.0.0.1:{}", self.webhook))
             .arg(format!("--metrics-listen=127.0.0.1:{}", self.metrics))
             .arg("--dns-names=localhost,127.0.0.1")
+            // A killed one's lease runs out sooner than by default.
+            .args(["--lease-seconds=6", "--lease-renew-seconds=4", "--lease-retry-seconds=1"])
             .arg("--data-dir")
             .arg(&self.data)
             .args(&self.arguments)
