@@ -21,6 +21,7 @@ mod index;
 mod plan;
 mod prospect;
 mod query;
+mod redacted;
 mod refusal;
 mod scan;
 mod schema;
