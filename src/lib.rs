@@ -11,6 +11,7 @@ pub mod lifecycle;
 pub mod operator;
 pub mod package;
 pub mod policy;
+pub mod proof;
 pub mod server;
 pub mod source;
 pub mod store;

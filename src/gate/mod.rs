@@ -22,6 +22,7 @@ mod why;
 pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
 pub use observe::OBSERVED;
+pub(crate) use policy::weigh;
 pub use record::*;
 pub use request::*;
 pub use snapshot::*;
