@@ -12,6 +12,7 @@ use cedar_policy_core::validator::{RawName, ValidatorSchema, ValidatorSchemaFrag
 
 use super::compiled::{CompiledPackage, Mapped};
 use super::query::{PolicyRef, Side};
+pub(crate) use super::schema::TENANT_ACTION;
 use super::schema::{CORE_ACTIONS, TYPES};
 use super::{scan, schema};
 
