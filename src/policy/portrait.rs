@@ -144,9 +144,8 @@ pub(crate) fn call_entities() -> (EntityUID, EntityUID) {
 /// The schema that a package was compiled with. Call on a large stack.
 pub(crate) fn schema_of(side: Side, own: Option<&str>) -> Result<ValidatorSchema, String> {
     let declared = own.map(|text| scan::schema(schema::SCHEMA_FILE, text)).transpose().map_err(|e| e.to_string())?;
-    schema::build(side, own, &declared.unwrap_or_default()).map_err(|all| {
-        all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-    })
+    schema::build(side, own, &declared.unwrap_or_default())
+        .map_err(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
 /// One tenant's schema that holds what both packages declare, with `free` further truth values in the context. Err: the two declare

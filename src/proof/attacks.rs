@@ -28,8 +28,7 @@ fn proof_error_semantics() {
     .unwrap();
     let decide = |policies: &str| {
         let spec = package(policies);
-        let compiled =
-            crate::policy::CompiledPackage::compile(&spec, "sha256:0", crate::policy::Side::Tenant).unwrap();
+        let compiled = crate::policy::CompiledPackage::compile(&spec, "sha256:0", crate::policy::Side::Tenant).unwrap();
         call.decide("acme", &[crate::policy::base_platform()], &compiled).0
     };
     assert_eq!((decide(READS), decide(&with)), (crate::gate::Outcome::Allow, crate::gate::Outcome::Deny));
@@ -86,7 +85,9 @@ fn a_retiered_tool_is_seen_through_the_platforms_half_too() {
     let platform = crate::api::PolicyPackageSpec {
         tools: vec![],
         package: "further".into(),
-        ..package(r#"@id("no-admin") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"admin");"#)
+        ..package(
+            r#"@id("no-admin") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"admin");"#,
+        )
     };
     let input = super::Input {
         tenant: "acme".into(),

@@ -101,7 +101,11 @@ impl Call {
                 }
                 facts.extend(agent.teams.iter().map(|t| format!("team {}", quoted(t))));
                 facts.extend(agent.attributes.iter().map(|(k, v)| format!("{}={}", quoted(k), quoted(v))));
-                let name = if agent.name == ANY_AGENT { "an agent".to_owned() } else { format!("agent {}", quoted(&agent.name)) };
+                let name = if agent.name == ANY_AGENT {
+                    "an agent".to_owned()
+                } else {
+                    format!("agent {}", quoted(&agent.name))
+                };
                 format!("{name} ({})", facts.join(", "))
             }
             None => format!("{} {}", self.subject_type, quoted(&self.subject)),
@@ -211,8 +215,35 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// The call that a model of the solver describes, as far as a person could make it. `tool`: the tool that was asked about.
-pub(super) fn of_model(model: &Env, environment: &Environment, tenant: &str, tool: Option<&str>) -> Option<Call> {
+/// The calls that a model of the solver can mean, as far as a person could make them. `tool`: the tool that was asked about; `numbers`:
+/// the arguments that policies read as numbers.
+pub(super) fn of_model(
+    model: &Env,
+    environment: &Environment,
+    tenant: &str,
+    tool: Option<&str>,
+    numbers: &BTreeSet<smol_str::SmolStr>,
+) -> Vec<Call> {
+    // To the solver an argument can be a text and another number at once. In a call it is one of the two.
+    let readings: [&dyn Fn(&str) -> bool; 3] = [&|key| numbers.contains(key), &|_| true, &|_| false];
+    let mut calls: Vec<Call> = Vec::new();
+    for is_number in readings {
+        if let Some(call) = read_as(model, environment, tenant, tool, is_number)
+            && !calls.contains(&call)
+        {
+            calls.push(call);
+        }
+    }
+    calls
+}
+
+fn read_as(
+    model: &Env,
+    environment: &Environment,
+    tenant: &str,
+    tool: Option<&str>,
+    is_number: &dyn Fn(&str) -> bool,
+) -> Option<Call> {
     let principal = model.request.principal()?;
     let resource = model.request.resource()?;
     let entity = model.entities.get(principal)?;
@@ -236,7 +267,7 @@ pub(super) fn of_model(model: &Env, environment: &Environment, tenant: &str, too
         action: environment.action.clone(),
         resource_type: environment.resource_type.clone(),
         resource,
-        arguments: arguments(model)?,
+        arguments: arguments(model, is_number)?,
         session: match context.get("session") {
             Some(EvalResult::String(text)) if !text.is_empty() => Some(text),
             _ => None,
@@ -319,8 +350,14 @@ fn delegation(entity: &Entity, tenant: &str) -> Option<DelegationFacts> {
 /// A name that lies in the groups that the model chose.
 fn domain(model: &Env, resource: &EntityUid) -> String {
     let own = text(resource);
-    let groups: BTreeSet<&str> =
-        model.entities.ancestors(resource).into_iter().flatten().map(text).filter(|t| portrait::domain_parents(t).is_some()).collect();
+    let groups: BTreeSet<&str> = model
+        .entities
+        .ancestors(resource)
+        .into_iter()
+        .flatten()
+        .map(text)
+        .filter(|t| portrait::domain_parents(t).is_some())
+        .collect();
     if portrait::domain_parents(own).is_some_and(|parents| groups.iter().all(|g| parents.iter().any(|p| p == g))) {
         return own.to_owned();
     }
@@ -331,7 +368,7 @@ fn domain(model: &Env, resource: &EntityUid) -> String {
 }
 
 /// The call's arguments; None where no JSON object flattens to these.
-fn arguments(model: &Env) -> Option<Map<String, Value>> {
+fn arguments(model: &Env, is_number: &dyn Fn(&str) -> bool) -> Option<Map<String, Value>> {
     let (texts, numbers) = portrait::call_entities();
     let tags = |uid: cedar_policy_core::ast::EntityUID| {
         let entity = model.entities.get(&EntityUid::from(uid));
@@ -344,7 +381,9 @@ fn arguments(model: &Env) -> Option<Map<String, Value>> {
         }
     }
     for (key, value) in tags(numbers) {
-        if let EvalResult::Long(n) = value {
+        if let EvalResult::Long(n) = value
+            && (is_number(&key) || !values.contains_key(&key))
+        {
             values.insert(key, Value::from(n));
         }
     }

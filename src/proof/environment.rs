@@ -133,13 +133,15 @@ pub(super) fn tool_classes(
     candidate: &CompiledPackage,
     platform: &[std::sync::Arc<CompiledPackage>],
 ) -> Vec<ToolClass> {
-    let everybody: Vec<&CompiledPackage> =
-        platform.iter().map(AsRef::as_ref).chain([baseline, candidate]).collect();
+    let everybody: Vec<&CompiledPackage> = platform.iter().map(AsRef::as_ref).chain([baseline, candidate]).collect();
     let mut named: BTreeSet<&str> = BTreeSet::new();
     let mut server = false;
     for rule in everybody.iter().flat_map(|p| p.rule_portraits()) {
         named.extend(
-            rule.literals.iter().filter(|id| *id.entity_type() == TYPES.tool).map(|id| <_ as AsRef<str>>::as_ref(id.eid())),
+            rule.literals
+                .iter()
+                .filter(|id| *id.entity_type() == TYPES.tool)
+                .map(|id| <_ as AsRef<str>>::as_ref(id.eid())),
         );
         // The name of a tool is a text only to the platform, where a tenant's own action is on it.
         server |= rule.reads("server") || rule.reads("name");

@@ -7,9 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cedar_policy::{RequestEnv, Schema};
-use cedar_policy_core::ast::{
-    self, Effect, EntityUID, Expr, ExprKind, Literal, Policy, PolicyID, PolicySet, Var,
-};
+use cedar_policy_core::ast::{self, Effect, EntityUID, Expr, ExprKind, Literal, Policy, PolicyID, PolicySet, Var};
 use cedar_policy_core::validator::typecheck::{PolicyCheck, Typechecker};
 use cedar_policy_core::validator::types::{RequestEnv as TypedEnv, Type};
 use cedar_policy_core::validator::{ValidationMode, ValidatorSchema};
@@ -172,11 +170,7 @@ fn implies(a: Expr, b: Expr) -> Expr {
 
 impl Symbols {
     /// The symbols that are enough for all these halves. Err: the two packages' schemas contradict each other.
-    pub fn new(
-        environment: &Environment,
-        own_schemas: [Option<&str>; 2],
-        halves: &[&Half],
-    ) -> Result<Self, String> {
+    pub fn new(environment: &Environment, own_schemas: [Option<&str>; 2], halves: &[&Half]) -> Result<Self, String> {
         let mut free = BTreeMap::new();
         for rule in halves.iter().flat_map(|h| &h.rules).filter(|r| r.expr.is_err()) {
             let next = free.len();
@@ -196,13 +190,13 @@ impl Symbols {
             _ => return Err(format!("the schemas know no action {}", environment.action)),
         };
         if names.iter().any(|n| !given.contains(n.as_str())) {
-            return Err(format!("action {} has a context of its own, and a policy has to be left open", environment.action));
+            return Err(format!(
+                "action {} has a context of its own, and a policy has to be left open",
+                environment.action
+            ));
         }
-        let exprs: Vec<Expr> = halves
-            .iter()
-            .flat_map(|h| &h.rules)
-            .filter_map(|r| r.expr.as_ref().ok().cloned())
-            .collect();
+        let exprs: Vec<Expr> =
+            halves.iter().flat_map(|h| &h.rules).filter_map(|r| r.expr.as_ref().ok().cloned()).collect();
         let mentioned = Mentioned::of(&exprs);
         let assumption = assumption(environment, &given, &mentioned);
         Ok(Self {
@@ -266,6 +260,11 @@ impl Symbols {
     pub fn alone(&self, expr: &Expr) -> Result<CompiledPolicySet, String> {
         let rule = Rule { id: String::new(), kind: Kind::Permit, expr: Ok(expr.clone()), key: String::new() };
         self.set(&Half { rules: vec![rule] }, false, &[])
+    }
+
+    /// Arguments that policies read as numbers.
+    pub fn number_keys(&self) -> &BTreeSet<SmolStr> {
+        &self.number_keys
     }
 
     /// Of which calls counter-examples are looked for, one after the other: a model of the first may be none that a person could make.
@@ -351,7 +350,18 @@ fn assumption(environment: &Environment, given: &BTreeSet<SmolStr>, mentioned: &
             all.push(implies(has("numbers"), has("arguments")));
         }
     }
+    // Nobody and nothing has an empty name.
+    let named = |var: Var, ty: &ast::EntityType| Expr::noteq(Expr::var(var), Expr::val(crate::policy::uid(ty, "")));
+    all.push(named(Var::Principal, &environment.principal));
+    if !environment.has_tool() {
+        all.push(named(Var::Resource, &environment.resource));
+    }
     if environment.has_agent() {
+        let user = Expr::val(crate::policy::uid(&TYPES.user, ""));
+        let has_user = Expr::has_attr(Expr::var(Var::Principal), SmolStr::new_static("delegated_by"));
+        all.push(Expr::not(Expr::and(has_user, Expr::is_eq(principal("delegated_by"), user))));
+        let nobody = Expr::val(crate::policy::uid(&TYPES.agent, ""));
+        all.push(Expr::not(Expr::contains(principal("delegation_chain"), nobody)));
         all.push(between(principal("trust"), 0, 4));
         // Gate 4 stops it before.
         all.push(Expr::not(principal("suspended")));

@@ -119,9 +119,7 @@ async fn never(
     let lifted = expectation == Expectation::NeverAllow;
     let symbols = symbols.as_ref().map_err(|why| (Holding::Unknown, why.clone()))?;
     let selectors = of.map(selectors).unwrap_or_default();
-    let breaks = |call: &Call| {
-        passes(prover.outcome(call, true).0, lifted) && of.is_none_or(|i| is_of(i, call))
-    };
+    let breaks = |call: &Call| passes(prover.outcome(call, true).0, lifted) && of.is_none_or(|i| is_of(i, call));
     // The tool that the invariant names stands for its class.
     let tool = of.and_then(|i| i.tool.as_deref()).or(case.tools.first().map(String::as_str));
     let nothing = Half::default();
@@ -135,8 +133,8 @@ async fn never(
             Ok(None) if attempt == 0 => return Ok(()),
             Ok(None) => {}
             Ok(Some(model)) => {
-                let call = call::of_model(&model, environment, &prover.input.tenant, tool);
-                if let Some(call) = call.filter(|c| breaks(c)) {
+                let calls = call::of_model(&model, environment, &prover.input.tenant, tool, symbols.number_keys());
+                if let Some(call) = calls.into_iter().find(|c| breaks(c)) {
                     let call = call.simplified(breaks);
                     let (outcome, policies) = prover.outcome(&call, true);
                     return Err((

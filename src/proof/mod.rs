@@ -168,7 +168,11 @@ impl Proof {
             invariants: input
                 .invariants
                 .iter()
-                .map(|i| InvariantProof { name: i.name.clone(), holding: Holding::Unknown, because: Some(because.clone()) })
+                .map(|i| InvariantProof {
+                    name: i.name.clone(),
+                    holding: Holding::Unknown,
+                    because: Some(because.clone()),
+                })
                 .collect(),
             unknown_because: vec![because],
             notes: Vec::new(),

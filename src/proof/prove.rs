@@ -46,7 +46,9 @@ pub fn prove(input: &Input, solver: PathBuf, limits: Limits) -> Result<Proof, St
                 })
             })
             .map_err(|e| format!("no thread to prove on: {e}"))?;
-        handle.join().unwrap_or_else(|_| Ok(Proof::unknown(input, "the proof was given up: it met something unexpected")))
+        handle
+            .join()
+            .unwrap_or_else(|_| Ok(Proof::unknown(input, "the proof was given up: it met something unexpected")))
     })
 }
 
@@ -188,6 +190,7 @@ impl<'a> Prover<'a> {
         let (mut alone, mut lifted) = (Findings::default(), Findings::default());
         let mut may_apply: BTreeSet<String> = BTreeSet::new();
         let mut judged = invariants::Judged::new(&self.input.invariants);
+        let mut looked_at = Vec::new();
         let [baseline, candidate] = &self.sides;
         for environment in environments(baseline, candidate) {
             let mut cases = self.cases(&environment);
@@ -211,7 +214,10 @@ impl<'a> Prover<'a> {
                 });
             }
             judged.environment(self, &environment, &symbols, &cases, session).await;
-            self.applying(&symbols, &cases, &mut may_apply, session).await;
+            looked_at.push((symbols, cases));
+        }
+        for (symbols, cases) in &looked_at {
+            self.applying(symbols, cases, &mut may_apply, session).await;
         }
         proof.alone = alone.verdict();
         proof.with_approval = lifted.verdict();
@@ -231,7 +237,10 @@ impl<'a> Prover<'a> {
         let pins = self.baseline.compiled.tools().filter_map(|old| {
             let new = self.candidate.compiled.tool(&old.name)?;
             (old.schema_digest != new.schema_digest).then(|| {
-                format!("tool {}: another definition is pinned; which calls are `tool_changed` is not part of the proof", old.name)
+                format!(
+                    "tool {}: another definition is pinned; which calls are `tool_changed` is not part of the proof",
+                    old.name
+                )
             })
         });
         let mut notes: Vec<String> = pins.collect();
@@ -253,8 +262,10 @@ impl<'a> Prover<'a> {
         };
         let platform: Vec<_> = self.platform.iter().map(typed).collect();
         let sides = [(&self.baseline, &self.sides[0]), (&self.candidate, &self.sides[1])];
-        let tenants: Vec<Option<Vec<TypedRule>>> =
-            sides.iter().map(|(package, askable)| askable.takes(environment).then(|| typed(package)).flatten()).collect();
+        let tenants: Vec<Option<Vec<TypedRule>>> = sides
+            .iter()
+            .map(|(package, askable)| askable.takes(environment).then(|| typed(package)).flatten())
+            .collect();
         let classes: Vec<Vec<String>> = if environment.has_tool() {
             self.classes.iter().map(|c| c.names.clone()).collect()
         } else {
@@ -286,7 +297,14 @@ impl<'a> Prover<'a> {
             .map(|tools| {
                 let tool = tools.first().map(String::as_str);
                 let (baseline, candidate) = (half(0, tool), half(1, tool));
-                Case { baseline, candidate, tools, alone: Findings::default(), lifted: Findings::default(), because: Vec::new() }
+                Case {
+                    baseline,
+                    candidate,
+                    tools,
+                    alone: Findings::default(),
+                    lifted: Findings::default(),
+                    because: Vec::new(),
+                }
             })
             .collect()
     }
@@ -444,8 +462,7 @@ impl<'a> Prover<'a> {
         expands: bool,
         session: &mut Session,
     ) -> Direction {
-        let (lets, stops) =
-            if expands { (&case.candidate, &case.baseline) } else { (&case.baseline, &case.candidate) };
+        let (lets, stops) = if expands { (&case.candidate, &case.baseline) } else { (&case.baseline, &case.candidate) };
         let differs = |call: &Call| {
             let (before, after) = (self.outcome(call, false).0, self.outcome(call, true).0);
             let (lets, stops) = if expands { (after, before) } else { (before, after) };
@@ -462,8 +479,9 @@ impl<'a> Prover<'a> {
                 Ok(None) if attempt == 0 => return Direction::Proved,
                 Ok(None) => {}
                 Ok(Some(model)) => {
-                    let call = call::of_model(&model, environment, &self.input.tenant, case.tool());
-                    if let Some(call) = call.filter(|c| differs(c)) {
+                    let calls =
+                        call::of_model(&model, environment, &self.input.tenant, case.tool(), symbols.number_keys());
+                    if let Some(call) = calls.into_iter().find(|c| differs(c)) {
                         let call = call.simplified(differs);
                         return Direction::Refuted(Box::new(self.example(call, case, lifted, expands)));
                     }
@@ -549,6 +567,7 @@ impl<'a> Prover<'a> {
         session: &mut Session,
     ) {
         let one_by_one = self.candidate.compiled.policy_count() <= MAX_ONE_BY_ONE;
+        let none = symbols.as_ref().ok().and_then(|s| s.set(&Half::default(), false, &[]).ok());
         let mut asked: BTreeMap<&str, bool> = BTreeMap::new();
         for rule in cases.iter().flat_map(|c| &c.candidate.rules) {
             if may_apply.contains(&rule.id) {
@@ -556,10 +575,11 @@ impl<'a> Prover<'a> {
             }
             let applies = match (asked.get(rule.key.as_str()), &rule.expr, symbols) {
                 (Some(known), _, _) => *known,
-                (None, Ok(expr), Ok(symbols)) if one_by_one && !is_true(expr) => {
-                    match (symbols.alone(expr), symbols.set(&Half::default(), false, &[])) {
+                // The verdict comes first: this is for the author, and gets what is left of the first half of the time.
+                (None, Ok(expr), Ok(symbols)) if one_by_one && !is_true(expr) && session.is_early() => {
+                    match (symbols.alone(expr), &none) {
                         // What is not known is not called useless.
-                        (Ok(one), Ok(none)) => !matches!(session.ask(Ask::Implies(&one, &none)).await, Ok(None)),
+                        (Ok(one), Some(none)) => !matches!(session.ask(Ask::Implies(&one, none)).await, Ok(None)),
                         _ => true,
                     }
                 }

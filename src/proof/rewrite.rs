@@ -226,9 +226,7 @@ impl World<'_> {
                 }
                 _ => Expr::is_entity_type(self.rewrite(expr)?, expected.clone()),
             },
-            ExprKind::Set(items) => {
-                Expr::set(items.iter().map(|i| self.rewrite(i)).collect::<Result<Vec<_>, _>>()?)
-            }
+            ExprKind::Set(items) => Expr::set(items.iter().map(|i| self.rewrite(i)).collect::<Result<Vec<_>, _>>()?),
             ExprKind::Record(members) => {
                 let members = members
                     .iter()
@@ -268,7 +266,9 @@ impl World<'_> {
         Ok(match var {
             Var::Action => Expr::val(self.action.uid.clone()),
             Var::Resource => match self.tool {
-                _ if self.abstracts() => return unsupported("it reads what the platform knows of a tenant's own resource"),
+                _ if self.abstracts() => {
+                    return unsupported("it reads what the platform knows of a tenant's own resource");
+                }
                 Some(tool) => Expr::val(uid(&TYPES.tool, &tool.name)),
                 None => Expr::var(Var::Resource),
             },
@@ -328,7 +328,9 @@ impl World<'_> {
 
     /// After [`World::named`]: the platform's name of another tenant's agent holds a `/`, and no agent's own name does.
     fn is_still_elsewhere(&self, id: &EntityUID) -> bool {
-        self.package.side() == Side::Platform && <_ as AsRef<str>>::as_ref(id.eid()).contains('/') && *id.entity_type() == TYPES.agent
+        self.package.side() == Side::Platform
+            && <_ as AsRef<str>>::as_ref(id.eid()).contains('/')
+            && *id.entity_type() == TYPES.agent
     }
 
     fn within(&self, arg1: &Typed, arg2: &Typed) -> Result<Expr, Unsupported> {
@@ -353,7 +355,9 @@ impl World<'_> {
             let in_group = |g: &EntityUID| {
                 *g == *tool
                     || *g.entity_type() == TYPES.tool_group
-                        && facts.as_ref().is_some_and(|f| f.groups.iter().any(|name| name == <_ as AsRef<str>>::as_ref(g.eid())))
+                        && facts
+                            .as_ref()
+                            .is_some_and(|f| f.groups.iter().any(|name| name == <_ as AsRef<str>>::as_ref(g.eid())))
             };
             return Ok(Expr::val(groups.iter().any(|g| in_group(&g.id))));
         }

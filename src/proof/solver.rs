@@ -3,7 +3,6 @@
 //! It gets generated SMT text and nothing else: no shell, no file, none of Remit's environment. What it does not answer in time, or
 //! dies of, is unknown; it is killed then, and waited for.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -27,7 +26,9 @@ pub enum NoSolver {
     #[error("the solver {0} is not there or can't be run")]
     Named(String),
     /// Not found.
-    #[error("the solver `{PROGRAM}` is not installed (Debian: package cvc5); --solver or {VARIABLE} names another place")]
+    #[error(
+        "the solver `{PROGRAM}` is not installed (Debian: package cvc5); --solver or {VARIABLE} names another place"
+    )]
     Missing,
 }
 
@@ -93,9 +94,10 @@ pub(super) struct Cvc5 {
 
 impl Cvc5 {
     fn start(program: &Path, limits: &Limits) -> std::io::Result<Self> {
-        let args = ["--lang".into(), "smt".into(), OsString::from(format!("--tlimit-per={}", limits.query.as_millis()))];
         let mut child = Command::new(program)
-            .args(args)
+            // `like` needs the whole theory of strings.
+            .args(["--lang", "smt", "--strings-exp"])
+            .arg(format!("--tlimit-per={}", limits.query.as_millis()))
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -199,6 +201,11 @@ impl Session {
     pub fn new(program: PathBuf, limits: Limits) -> Self {
         let deadline = Instant::now() + limits.time;
         Self { program, limits, deadline, running: None, spent: Duration::ZERO, queries: 0 }
+    }
+
+    /// Whether more than half of the time is left.
+    pub fn is_early(&self) -> bool {
+        self.deadline.saturating_duration_since(Instant::now()) * 2 > self.limits.time
     }
 
     /// Asks. Ok(None): proved.
