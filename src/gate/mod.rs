@@ -25,6 +25,7 @@ pub use arm::{Arm, Unit, arm, arms_key, shadowed};
 pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
 pub use observe::OBSERVED;
+pub(crate) use policy::weigh;
 pub use record::*;
 pub use redacted::depends_on_redacted;
 pub use request::*;
