@@ -56,6 +56,7 @@ pub(super) fn fitting(c: &Columns) -> Columns {
         session: option(&c.session),
         action: fits(&c.action).into_owned(),
         outcome: fits(&c.outcome).into_owned(),
+        rollout: None,
     }
 }
 
@@ -96,6 +97,7 @@ fn audit_row(row: &PgRow) -> Result<AuditRow, StoreError> {
             session: text("session")?,
             action: text("action")?.unwrap_or_default(),
             outcome: text("outcome")?.unwrap_or_default(),
+            rollout: None,
         }),
         None => None,
     };
