@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 
 mod chains;
 mod decisions;
+pub(super) mod intake;
 mod ledger;
 mod migrations;
 pub mod roles;

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
+use super::outbox;
 use crate::api::Envelope;
 use crate::store::chain::Hash;
 pub(super) use crate::store::values::{signed, time, unsigned};
@@ -28,6 +29,10 @@ pub(super) enum Write {
     InForce(InForceRow),
     Signer(String),
     Call(String, CallReport),
+    /// Forgets reports of calls that are elsewhere.
+    ForgetCalls(Vec<String>),
+    /// Takes rows up to this one away, which are elsewhere.
+    Prune(u64),
     ParseBegins(String),
     ParseEnded(String),
     /// Parses that this process has under way are not deaths: it stops in good order.
@@ -72,6 +77,15 @@ pub(super) async fn apply(
             let insert = sqlx::query(sql).bind(decision).bind(report.outcome.as_str()).bind(duration);
             Ok(insert.bind(report.time.as_microsecond()).execute(conn).await?.rows_affected())
         }
+        Write::ForgetCalls(decisions) => {
+            let mut done = 0;
+            for decision in decisions {
+                let delete = sqlx::query("DELETE FROM outcomes WHERE decision = ?").bind(decision);
+                done += delete.execute(&mut *conn).await?.rows_affected();
+            }
+            Ok(done)
+        }
+        Write::Prune(upto) => outbox::prune(conn, upto).await,
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";
             Ok(sqlx::query(sql).bind(digest).execute(conn).await?.rows_affected())
