@@ -352,7 +352,9 @@ mod tests {
             Json(json!({"writer": b.audit_writer(), "anchors": b.audit_anchors(&b.audit_writer()).await.unwrap()}))
         });
         let tombstones = get(move || async move {
-            Json(json!({"writer": c.audit_writer(), "tombstones": c.audit_tombstones(&c.audit_writer()).await.unwrap()}))
+            Json(
+                json!({"writer": c.audit_writer(), "tombstones": c.audit_tombstones(&c.audit_writer()).await.unwrap()}),
+            )
         });
         let router = axum::Router::new()
             .route("/admin/audit/records", records)

@@ -197,7 +197,11 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
     for (path, operation, what) in [
         ("/admin/audit/anchors", "auditAnchors", "Signed anchors (DSSE), oldest first"),
         ("/admin/audit/tombstones", "auditTombstones", "What retention has taken, signed (DSSE), oldest first"),
-        ("/admin/audit/writers", "auditWriters", "The writer of the replica that answers, and the manifest of all writers"),
+        (
+            "/admin/audit/writers",
+            "auditWriters",
+            "The writer of the replica that answers, and the manifest of all writers",
+        ),
     ] {
         let parameters = if operation == "auditWriters" { json!([]) } else { json!([query("writer", WRITER)]) };
         paths.insert(path.into(), json!({"get": {

@@ -19,7 +19,8 @@ impl DecisionFilter {
     /// The size of the page, once the rest is known to be askable.
     pub(super) fn page_size(&self) -> Result<usize, StoreError> {
         let limit = within("limit", self.limit.unwrap_or(PAGE), MAX_PAGE)?;
-        for (field, value, known) in [("outcome", &self.outcome, &OUTCOMES[..]), ("would_be", &self.would_be, &WOULD_BE)]
+        for (field, value, known) in
+            [("outcome", &self.outcome, &OUTCOMES[..]), ("would_be", &self.would_be, &WOULD_BE)]
         {
             if let Some(outcome) = value.as_deref().filter(|o| !known.contains(o)) {
                 let why = format!("`{}` is none of {}", outcome.escape_debug(), known.join(", "));

@@ -209,7 +209,11 @@ pub trait Store: Send + Sync {
     fn session<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<SessionRow>>;
     /// Ends, as `expired`, those of these sessions that nobody has seen since the instant beside them, wherever their heartbeats
     /// went, and gives all of them back as they are then.
-    fn end_silent<'a>(&'a self, silent: &'a [(SessionRow, Timestamp)], now: Timestamp) -> StoreFuture<'a, Vec<SessionRow>>;
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>>;
     /// Whether other processes write to it too.
     fn shared(&self) -> bool;
     /// Sessions that anybody has changed since this mark was given, and the next mark; without a mark all live ones. A change may

@@ -167,7 +167,11 @@ impl Store for PostgresStore {
         self.call(sessions::get(&self.pool, id))
     }
 
-    fn end_silent<'a>(&'a self, silent: &'a [(SessionRow, Timestamp)], now: Timestamp) -> StoreFuture<'a, Vec<SessionRow>> {
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>> {
         self.call(sessions::end_silent(&self.pool, silent, now))
     }
 

@@ -153,7 +153,11 @@ impl Store for ReplicatedStore {
         self.postgres.session(id)
     }
 
-    fn end_silent<'a>(&'a self, silent: &'a [(SessionRow, Timestamp)], now: Timestamp) -> StoreFuture<'a, Vec<SessionRow>> {
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>> {
         self.postgres.end_silent(silent, now)
     }
 

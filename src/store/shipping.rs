@@ -55,7 +55,7 @@ pub struct Shipping {
     pub total: AtomicU64,
     /// Attempts that failed since the start.
     pub failures: AtomicU64,
-    /// Whether PostgreSQL answered last time.
+    /// Whether PostgreSQL answered last time; true before the first.
     pub reachable: AtomicBool,
     /// Whether PostgreSQL has other rows than the journal.
     pub diverged: AtomicBool,
@@ -71,7 +71,7 @@ impl Default for Shipping {
             shipped: watch::Sender::new(0),
             total: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            reachable: AtomicBool::new(false),
+            reachable: AtomicBool::new(true),
             diverged: AtomicBool::new(false),
             caught_up: Mutex::new(Instant::now()),
             quarantined: Mutex::default(),
@@ -120,7 +120,9 @@ impl From<sqlx::Error> for ShippingError {
     fn from(error: sqlx::Error) -> Self {
         // The primary key: a row of this number is there, which the mark did not show.
         if error.as_database_error().is_some_and(|e| e.is_unique_violation()) {
-            return Self::Diverged(format!("PostgreSQL has a row of this number already: another process ships this chain ({error})"));
+            return Self::Diverged(format!(
+                "PostgreSQL has a row of this number already: another process ships this chain ({error})"
+            ));
         }
         Self::Store(error.into())
     }
@@ -175,7 +177,11 @@ impl Shipper {
                 ShippingError::Diverged(why) => {
                     self.shipping.diverged.store(true, Ordering::Relaxed);
                     self.journal.backlog().hold(Some(why.clone()));
-                    tracing::error!(writer = self.journal.writer(), why, "the journal is not shipped, and allows are refused");
+                    tracing::error!(
+                        writer = self.journal.writer(),
+                        why,
+                        "the journal is not shipped, and allows are refused"
+                    );
                     DIVERGED
                 }
                 ShippingError::Store(error) => {

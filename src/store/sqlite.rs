@@ -185,6 +185,7 @@ impl SqliteStore {
         let queue = Arc::new(Queue::new(options.queue, Arc::new(Backlog::new(options.cap, there))));
         let news = Arc::new(Notify::new());
         let counters = Arc::new(JournalCounters::default());
+        counters.head_seq.store(head.seq, Ordering::Release);
         let restart_wal = Arc::new(AtomicBool::new(false));
         let written = Arc::new(AtomicU64::new(0));
         let key = options.signing_key.as_ref().map(SigningKey::verifying_key);
@@ -451,7 +452,11 @@ impl Store for SqliteStore {
         Box::pin(ledger::session(&self.readers, id))
     }
 
-    fn end_silent<'a>(&'a self, silent: &'a [(SessionRow, Timestamp)], now: Timestamp) -> StoreFuture<'a, Vec<SessionRow>> {
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>> {
         Box::pin(async move {
             let ends = silent.iter().map(|(row, cutoff)| (row.id.clone(), *cutoff)).collect();
             self.write(Write::EndSilent(ends, now)).await?;

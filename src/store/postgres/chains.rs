@@ -143,8 +143,7 @@ pub(super) async fn retain(
     let batch = filter::retain_batch(batch)?;
     let sql = "SELECT writer, seq, sha256(convert_to(body, 'UTF8')) FROM records WHERE tenant = $1 AND time < $2 \
                ORDER BY time, writer, seq LIMIT $3";
-    let found =
-        sqlx::query(sql).bind(fits(tenant)).bind(before.as_microsecond()).bind(batch).fetch_all(pool).await?;
+    let found = sqlx::query(sql).bind(fits(tenant)).bind(before.as_microsecond()).bind(batch).fetch_all(pool).await?;
     let mut chains: BTreeMap<String, Vec<(u64, Hash)>> = BTreeMap::new();
     for row in &found {
         let hash = Hash::try_from(row.try_get::<&[u8], _>(2)?)

@@ -120,7 +120,8 @@ pub(super) async fn call(pool: &PgPool, id: &str) -> Result<Option<CallReport>, 
 }
 
 pub(super) async fn report(pool: &PgPool, decision: &str, report: &CallReport) -> Result<bool, StoreError> {
-    let sql = "INSERT INTO outcomes (decision, outcome, duration_ms, time) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+    let sql =
+        "INSERT INTO outcomes (decision, outcome, duration_ms, time) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
     let duration = report.duration_ms.map(|ms| signed("duration", ms)).transpose()?;
     let insert = sqlx::query(sql).bind(fits(decision)).bind(report.outcome.as_str()).bind(duration);
     insert.bind(report.time.as_microsecond()).execute(pool).await?;

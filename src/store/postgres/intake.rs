@@ -45,8 +45,10 @@ pub(in crate::store) async fn add(conn: &mut PgConnection, writer: &str, rows: &
         columns.get(i).is_some_and(Option::is_some).then(|| value.map(|v| fits(v).into_owned())).flatten()
     };
     let seqs = rows.iter().map(|r| signed("seq", r.row.seq)).collect::<Result<Vec<_>, _>>()?;
-    let tombstones =
-        rows.iter().map(|r| r.row.tombstone.map(|n| signed("tombstone", n)).transpose()).collect::<Result<Vec<_>, _>>()?;
+    let tombstones = rows
+        .iter()
+        .map(|r| r.row.tombstone.map(|n| signed("tombstone", n)).transpose())
+        .collect::<Result<Vec<_>, _>>()?;
     sqlx::query(
         "INSERT INTO records (writer, seq, id, time, tenant, tenant_uid, agent, delegator, session, action, outcome, would_be, \
          hash, body_hash, tombstone, body) \
@@ -124,11 +126,11 @@ pub(in crate::store) async fn add_tombstones(
     tombstones: &[Numbered],
 ) -> Result<bool, StoreError> {
     for (number, rows, envelope) in tombstones {
-        let sql = "INSERT INTO tombstones (writer, number, rows, envelope) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+        let sql =
+            "INSERT INTO tombstones (writer, number, rows, envelope) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
         sqlx::query(sql).bind(writer).bind(number).bind(rows).bind(envelope).execute(&mut *conn).await?;
         let sql = "SELECT envelope = $3 FROM tombstones WHERE writer = $1 AND number = $2";
-        let same: bool =
-            sqlx::query_scalar(sql).bind(writer).bind(number).bind(envelope).fetch_one(&mut *conn).await?;
+        let same: bool = sqlx::query_scalar(sql).bind(writer).bind(number).bind(envelope).fetch_one(&mut *conn).await?;
         if !same {
             return Ok(false);
         }

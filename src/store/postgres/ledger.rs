@@ -107,12 +107,17 @@ pub(super) async fn quarantined(pool: &PgPool) -> Result<Vec<String>, StoreError
 }
 
 pub(super) async fn parse_begins(pool: &PgPool, writer: &str, digest: &str) -> Result<(), StoreError> {
-    let sql = "INSERT INTO parsing (writer, digest) VALUES ($1, $2) ON CONFLICT (writer, digest) DO UPDATE SET open = true";
+    let sql =
+        "INSERT INTO parsing (writer, digest) VALUES ($1, $2) ON CONFLICT (writer, digest) DO UPDATE SET open = true";
     sqlx::query(sql).bind(writer).bind(digest).execute(pool).await?;
     Ok(())
 }
 
 pub(super) async fn parse_ended(pool: &PgPool, writer: &str, digest: &str) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM parsing WHERE writer = $1 AND digest = $2").bind(writer).bind(digest).execute(pool).await?;
+    sqlx::query("DELETE FROM parsing WHERE writer = $1 AND digest = $2")
+        .bind(writer)
+        .bind(digest)
+        .execute(pool)
+        .await?;
     Ok(())
 }

@@ -80,20 +80,22 @@ impl Owner {
             return Err(StoreError::Invalid { field: "login", why });
         };
         if facts.try_get("above")? || facts.try_get("own")? {
-            let why = "the role is a superuser, bypasses row-level security or owns the tables: nothing would hold it back";
+            let why =
+                "the role is a superuser, bypasses row-level security or owns the tables: nothing would hold it back";
             return Err(StoreError::Invalid { field: "login", why: why.into() });
         }
         let role: String = facts.try_get("quoted")?;
-        let schema: String = within(sqlx::query_scalar("SELECT quote_ident(current_schema())").fetch_one(&mut self.conn)).await?;
-        let mut statements = vec![
-            format!("GRANT USAGE ON SCHEMA {schema} TO {role}"),
-            format!("GRANT SELECT ON logins TO {role}"),
-        ];
+        let schema: String =
+            within(sqlx::query_scalar("SELECT quote_ident(current_schema())").fetch_one(&mut self.conn)).await?;
+        let mut statements =
+            vec![format!("GRANT USAGE ON SCHEMA {schema} TO {role}"), format!("GRANT SELECT ON logins TO {role}")];
         match of {
             Login::Operator => {
                 statements.push(format!("GRANT SELECT ON _sqlx_migrations TO {role}"));
-                statements.extend(OPERATOR.iter().map(|(table, rights)| format!("GRANT {rights} ON {table} TO {role}")));
-                statements.extend(OPERATOR_FUNCTIONS.iter().map(|f| format!("GRANT EXECUTE ON FUNCTION {f} TO {role}")));
+                statements
+                    .extend(OPERATOR.iter().map(|(table, rights)| format!("GRANT {rights} ON {table} TO {role}")));
+                statements
+                    .extend(OPERATOR_FUNCTIONS.iter().map(|f| format!("GRANT EXECUTE ON FUNCTION {f} TO {role}")));
             }
             Login::Reader { .. } => {
                 statements.extend(READER.iter().map(|table| format!("GRANT SELECT ON {table} TO {role}")));

@@ -33,7 +33,8 @@ pub(super) async fn save(pool: &PgPool, rows: &[SessionRow]) -> Result<(), Store
     let mut tx = pool.begin().await?;
     for chunk in rows.chunks(ROWS) {
         let text = |of: fn(&SessionRow) -> &str| chunk.iter().map(|s| of(s).to_owned()).collect::<Vec<String>>();
-        let number = |of: fn(&SessionRow) -> Timestamp| chunk.iter().map(|s| of(s).as_microsecond()).collect::<Vec<_>>();
+        let number =
+            |of: fn(&SessionRow) -> Timestamp| chunk.iter().map(|s| of(s).as_microsecond()).collect::<Vec<_>>();
         let ended: Vec<_> = chunk.iter().map(|s| s.ended.as_ref().map(|(at, _)| at.as_microsecond())).collect();
         let why: Vec<_> = chunk.iter().map(|s| s.ended.as_ref().map(|(_, why)| why.clone())).collect();
         // To whom a session belongs never changes, and what has ended stays ended. What changes nothing is no change.
@@ -98,7 +99,8 @@ pub(super) async fn changed(pool: &PgPool, since: Option<&str>) -> Result<(Vec<S
         sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text").fetch_one(&mut *tx).await?;
     let rows = match since {
         Some(since) => {
-            let sql = "SELECT * FROM sessions WHERE changed >= $1::text::xid8 AND changed_at > now() - interval '1 hour'";
+            let sql =
+                "SELECT * FROM sessions WHERE changed >= $1::text::xid8 AND changed_at > now() - interval '1 hour'";
             sqlx::query(sql).bind(since).fetch_all(&mut *tx).await?
         }
         None => sqlx::query("SELECT * FROM sessions WHERE ended IS NULL").fetch_all(&mut *tx).await?,

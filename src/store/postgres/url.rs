@@ -50,8 +50,10 @@ impl FromStr for PostgresUrl {
         }
         // The error of the library may hold a part of the URL.
         let Ok(options) = text.parse::<PgConnectOptions>() else {
-            return wrong("can't be read: user, password and database are percent-encoded, the port is a number, sslmode is one of \
-                          disable, allow, prefer, require, verify-ca, verify-full");
+            return wrong(
+                "can't be read: user, password and database are percent-encoded, the port is a number, sslmode is one of \
+                          disable, allow, prefer, require, verify-ca, verify-full",
+            );
         };
         if options.get_database().is_none() {
             return wrong("names no database: postgres://…/DATABASE");
@@ -60,8 +62,10 @@ impl FromStr for PostgresUrl {
             || options.get_host().starts_with('/')
             || matches!(options.get_host(), "localhost" | "127.0.0.1" | "::1" | "[::1]");
         if !near && !keys.contains(&"sslmode") {
-            return wrong("sslmode is missing: verify-full checks the server's certificate and name (with sslrootcert=FILE), disable is \
-                          for networks that are trusted");
+            return wrong(
+                "sslmode is missing: verify-full checks the server's certificate and name (with sslrootcert=FILE), disable is \
+                          for networks that are trusted",
+            );
         }
         Ok(Self { options })
     }

@@ -46,7 +46,10 @@ impl Anchoring {
         key: Option<VerifyingKey>,
         sinks: Vec<Arc<dyn AnchorSink>>,
     ) -> Self {
-        let sinks = sinks.into_iter().map(|sink| Sink { sink, agrees: AtomicBool::new(false), holds: AtomicU64::new(0) }).collect();
+        let sinks = sinks
+            .into_iter()
+            .map(|sink| Sink { sink, agrees: AtomicBool::new(false), holds: AtomicU64::new(0) })
+            .collect();
         Self { queue, readers, writer, counters, key, sinks }
     }
 

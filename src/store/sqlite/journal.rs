@@ -101,7 +101,6 @@ impl Writer {
         let mut open = Some(Open { conn, head });
         let mut tried = Instant::now();
         self.counters.healthy.store(1, Ordering::Relaxed);
-        self.counters.head_seq.store(head.seq, Ordering::Relaxed);
         while let Some(batch) = self.queue.take().await {
             if open.is_none() && tried.elapsed() >= REOPEN_AFTER {
                 tried = Instant::now();

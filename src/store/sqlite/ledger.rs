@@ -11,8 +11,8 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 use super::outbox;
 use crate::api::Envelope;
 use crate::store::chain::Hash;
-pub(super) use crate::store::values::{signed, time, unsigned};
 use crate::store::values::{envelope, json, version};
+pub(super) use crate::store::values::{signed, time, unsigned};
 use crate::store::{CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer

@@ -38,11 +38,12 @@ fn hash(what: &'static str, bytes: &[u8]) -> Result<Hash, StoreError> {
 
 /// Bytes of all rows that are here, as the backlog counts them.
 pub(in crate::store) async fn weight(conn: &mut SqliteConnection, after: u64, upto: u64) -> Result<u64, StoreError> {
-    let row = sqlx::query("SELECT coalesce(sum(octet_length(body)), 0), count(*) FROM records WHERE seq > ? AND seq <= ?")
-        .bind(signed("seq", after)?)
-        .bind(i64::try_from(upto).unwrap_or(i64::MAX))
-        .fetch_one(conn)
-        .await?;
+    let row =
+        sqlx::query("SELECT coalesce(sum(octet_length(body)), 0), count(*) FROM records WHERE seq > ? AND seq <= ?")
+            .bind(signed("seq", after)?)
+            .bind(i64::try_from(upto).unwrap_or(i64::MAX))
+            .fetch_one(conn)
+            .await?;
     Ok(unsigned("bytes", row.try_get(0)?)? + ROW * unsigned("rows", row.try_get(1)?)?)
 }
 
@@ -82,8 +83,7 @@ impl SqliteStore {
             .await?;
         let Some(last) = last else { return Ok(Vec::new()) };
         let sql = "SELECT * FROM records WHERE seq > ? AND seq <= ? ORDER BY seq";
-        let found =
-            sqlx::query(sql).bind(signed("seq", after)?).bind(last).fetch_all(&mut *conn).await?;
+        let found = sqlx::query(sql).bind(signed("seq", after)?).bind(last).fetch_all(&mut *conn).await?;
         found.iter().map(outgoing).collect()
     }
 
@@ -135,7 +135,9 @@ impl SqliteStore {
 
     /// Digests that ended a parser of this process, and how often.
     pub(in crate::store) async fn parser_deaths(&self) -> Result<Vec<(String, i64)>, StoreError> {
-        Ok(sqlx::query_as("SELECT digest, deaths FROM parsing WHERE deaths > 0 ORDER BY digest").fetch_all(&self.readers).await?)
+        Ok(sqlx::query_as("SELECT digest, deaths FROM parsing WHERE deaths > 0 ORDER BY digest")
+            .fetch_all(&self.readers)
+            .await?)
     }
 
     /// Takes rows up to `upto` away, as far as no anchor outside stands for one of them.
@@ -168,7 +170,10 @@ fn outgoing(row: &SqliteRow) -> Result<Outgoing, StoreError> {
         (Some(body), _) => chain::body_hash(body.as_bytes()),
         (None, Some(taken)) => hash("body_hash", taken)?,
         (None, None) => {
-            return Err(StoreError::Corrupt { what: "record", why: format!("{} has neither a body nor its hash", row.seq) });
+            return Err(StoreError::Corrupt {
+                what: "record",
+                why: format!("{} has neither a body nor its hash", row.seq),
+            });
         }
     };
     let bytes = row.body.as_ref().map_or(0, |b| b.len() as u64) + ROW;
