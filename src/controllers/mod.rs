@@ -4,6 +4,7 @@
 //! `TenantRollout/default`.
 
 mod agent;
+pub mod arrival;
 pub mod ca;
 pub mod certificates;
 pub mod keys;

@@ -8,12 +8,21 @@ use std::pin::Pin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+mod arms;
 pub mod audit;
 mod chain;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod contract_arms;
+#[cfg(test)]
+mod contract_history;
+#[cfg(test)]
+mod contract_replays;
 mod filter;
+mod history;
 mod postgres;
+mod replays;
 mod replicated;
 mod shipping;
 mod sink;
@@ -23,9 +32,12 @@ mod statement;
 pub(crate) mod testing;
 mod values;
 
+pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
-pub use chain::Columns;
+pub use chain::{Columns, RolloutColumns, hex};
+pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
+pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
 pub use replicated::ReplicatedStore;
 pub use shipping::{Shipping, ShippingOptions};
 pub use sink::{AnchorSink, FileSink};
@@ -194,7 +206,7 @@ pub struct InForceRow {
 }
 
 /// Everything but the hot path.
-pub trait Store: Send + Sync {
+pub trait Store: History + Send + Sync {
     /// Decisions of a tenant, newest first.
     fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>>;
     /// One decision of a tenant.
@@ -219,8 +231,9 @@ pub trait Store: Send + Sync {
     /// Sessions that anybody has changed since this mark was given, and the next mark; without a mark all live ones. A change may
     /// be given twice, and is never left out.
     fn changed_sessions<'a>(&'a self, since: Option<&'a str>) -> StoreFuture<'a, (Vec<SessionRow>, String)>;
-    /// Records what came in force, and lifts the high-water mark of (tenant UID, package) to its version, in one transaction.
-    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()>;
+    /// Records what came in force, and lifts the high-water mark of (tenant UID, package) to its version, in one transaction; the
+    /// history of its policies comes with it. Of a revision that is recorded already nothing changes.
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()>;
     /// All revisions that were in force in this namespace, newest first.
     fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>>;
     /// Highest version of the package that was ever in force in this namespace, with its digest.

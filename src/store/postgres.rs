@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 
 mod chains;
 mod decisions;
+mod history;
 pub(super) mod intake;
 mod ledger;
 mod migrations;
@@ -28,7 +29,8 @@ mod url;
 pub use url::PostgresUrl;
 
 use super::{
-    AuditRow, CallReport, DecisionFilter, InForceRow, Page, SessionRow, Store, StoreError, StoreFuture, StoredDecision,
+    Arrival, AuditRow, CallReport, DecisionFilter, InForceRow, Page, SessionRow, Store, StoreError, StoreFuture,
+    StoredDecision,
 };
 use crate::api::Envelope;
 
@@ -183,8 +185,8 @@ impl Store for PostgresStore {
         self.call(sessions::changed(&self.pool, since))
     }
 
-    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()> {
-        self.call(ledger::put_in_force(&self.pool, row))
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()> {
+        self.call(ledger::put_in_force(&self.pool, row, arrival))
     }
 
     fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>> {

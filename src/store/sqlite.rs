@@ -20,13 +20,16 @@ use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinHandle;
 
 mod anchoring;
+mod arms;
 mod backlog;
 mod decisions;
+mod history;
 mod journal;
 mod ledger;
 pub(super) mod outbox;
 mod queue;
 mod reader;
+mod replays;
 #[cfg(test)]
 mod tests;
 
@@ -40,7 +43,7 @@ use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
 use super::{
-    AnchorSink, AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store,
+    AnchorSink, Arrival, AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store,
     StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
@@ -351,6 +354,9 @@ fn migrator() -> Migrator {
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
         of(3, "shipping", include_str!("../../migrations/sqlite/0003_shipping.sql")),
+        of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
+        of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
+        of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
     ])
 }
 
@@ -480,8 +486,9 @@ impl Store for SqliteStore {
         })
     }
 
-    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()> {
-        Box::pin(async move { self.write(Write::InForce(row.clone())).await.map(drop) })
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()> {
+        let both = Box::new((row.clone(), arrival.clone()));
+        Box::pin(async move { self.write(Write::InForce(both)).await.map(drop) })
     }
 
     fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>> {

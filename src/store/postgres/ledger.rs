@@ -3,10 +3,11 @@
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
+use super::history;
 use crate::store::values::{time, version};
-use crate::store::{InForceRow, QUARANTINE_AFTER, StoreError};
+use crate::store::{Arrival, InForceRow, QUARANTINE_AFTER, StoreError};
 
-pub(super) async fn put_in_force(pool: &PgPool, row: &InForceRow) -> Result<(), StoreError> {
+pub(super) async fn put_in_force(pool: &PgPool, row: &InForceRow, arrival: &Arrival) -> Result<(), StoreError> {
     let new = version("version of the package", &row.version)?;
     let mut tx = pool.begin().await?;
     // Two leaders for a moment must not both find that nothing is there.
@@ -29,9 +30,11 @@ pub(super) async fn put_in_force(pool: &PgPool, row: &InForceRow) -> Result<(), 
             ),
         });
     }
+    history::put_policies(&mut tx, row, &arrival.policies).await?;
     sqlx::query(
-        "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified, at, author, \
+         applied_by, rolled_back_by, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
+         coalesce((SELECT username FROM applied WHERE tenant = $3 AND digest = $6), $11), $12, $13)",
     )
     .bind(&row.tenant_uid)
     .bind(row.revision)
@@ -41,6 +44,11 @@ pub(super) async fn put_in_force(pool: &PgPool, row: &InForceRow) -> Result<(), 
     .bind(&row.digest)
     .bind(&row.key_fingerprint)
     .bind(row.first_verified.as_microsecond())
+    .bind(arrival.at.as_microsecond())
+    .bind(&arrival.author)
+    .bind(&arrival.applied_by)
+    .bind(arrival.rollback.as_ref().map(|r| &r.by))
+    .bind(arrival.rollback.as_ref().map(|r| &r.reason))
     .execute(&mut *tx)
     .await?;
     let sql = "SELECT version FROM high_water WHERE tenant_uid = $1 AND package = $2";

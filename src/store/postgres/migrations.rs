@@ -15,8 +15,10 @@ fn migrator() -> Migrator {
     let of = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    let mut migrator =
-        Migrator::with_migrations(vec![of(1, "init", include_str!("../../../migrations/postgres/0001_init.sql"))]);
+    let mut migrator = Migrator::with_migrations(vec![
+        of(1, "init", include_str!("../../../migrations/postgres/0001_init.sql")),
+        of(4, "history", include_str!("../../../migrations/postgres/0004_history.sql")),
+    ]);
     // A replica of the version before may start while a newer one is rolled out: migrations only add.
     migrator.set_ignore_missing(true);
     migrator

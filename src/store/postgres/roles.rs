@@ -10,10 +10,15 @@ use crate::store::StoreError;
 /// What a login of the operator may do, by table. Whoever adds a table adds it here; a test looks for those that are missing.
 const OPERATOR: &[(&str, &str)] = &[
     ("anchors", "SELECT, INSERT"),
+    ("applied", "SELECT, INSERT, UPDATE, DELETE"),
     ("high_water", "SELECT, INSERT, UPDATE"),
     ("in_force", "SELECT, INSERT"),
     ("outcomes", "SELECT, INSERT"),
+    ("package_policies", "SELECT, INSERT"),
     ("parsing", "SELECT, INSERT, UPDATE, DELETE"),
+    ("policy_heads", "SELECT"),
+    ("policy_texts", "SELECT, INSERT"),
+    ("policy_versions", "SELECT"),
     ("records", "SELECT, INSERT"),
     ("sessions", "SELECT, INSERT, UPDATE"),
     ("settings", "SELECT"),
@@ -27,7 +32,17 @@ const OPERATOR_FUNCTIONS: &[&str] =
     &["remit_retain(text, bigint, text, bigint, bigint[], bytea[], text)", "remit_thin_anchors(text)"];
 
 /// Tables that a reader sees its tenant's rows of.
-const READER: &[&str] = &["high_water", "in_force", "outcomes", "records", "sessions"];
+const READER: &[&str] = &[
+    "high_water",
+    "in_force",
+    "outcomes",
+    "package_policies",
+    "policy_heads",
+    "policy_texts",
+    "policy_versions",
+    "records",
+    "sessions",
+];
 
 /// Marks a login of the operator among the logins.
 const ANY_TENANT: &str = "*";

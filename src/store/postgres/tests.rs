@@ -2,8 +2,8 @@
 //! in `store::replicated`.
 
 use super::*;
-use crate::store::contract;
 use crate::store::testing::postgres::fresh_database;
+use crate::store::{contract, contract_history};
 
 async fn fresh() -> Arc<PostgresStore> {
     let url = fresh_database().await.parse().unwrap();
@@ -23,6 +23,18 @@ async fn only_what_the_store_has_not_seen_is_expired() {
 #[tokio::test]
 async fn the_high_water_mark_compares_versions() {
     contract::the_high_water_mark_compares_versions(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn every_text_has_its_versions() {
+    contract_history::every_text_has_its_versions(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn writers_at_once_leave_no_gap() {
+    let url: PostgresUrl = fresh_database().await.parse().unwrap();
+    let open = async |writer| PostgresStore::open(PostgresOptions::new(url.clone(), writer)).await.unwrap();
+    contract_history::writers_at_once_leave_no_gap(&[open("w").await, open("v").await]).await;
 }
 
 #[tokio::test]

@@ -11,9 +11,13 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 use super::outbox;
 use crate::api::Envelope;
 use crate::store::chain::Hash;
+use crate::store::sqlite::history;
+use crate::store::sqlite::replays::{self, ReplayWrite};
 use crate::store::values::{envelope, json, version};
 pub(super) use crate::store::values::{signed, time, unsigned};
-use crate::store::{CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
+use crate::store::{
+    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, ShadowRow, StoreError, Tombstone, statement,
+};
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
 /// one does not.
@@ -26,13 +30,21 @@ pub(super) enum Write {
     Sessions(Vec<SessionRow>),
     /// Ends these, where nobody has seen them since the instant beside them.
     EndSilent(Vec<(String, Timestamp)>, Timestamp),
-    InForce(InForceRow),
+    InForce(Box<(InForceRow, Arrival)>),
+    Applied {
+        tenant: String,
+        digest: String,
+        username: String,
+        at: Timestamp,
+    },
     Signer(String),
     Call(String, CallReport),
     /// Forgets reports of calls that are elsewhere.
     ForgetCalls(Vec<String>),
     /// Takes rows up to this one away, which are elsewhere.
     Prune(u64),
+    Shadows(Vec<ShadowRow>),
+    Replay(Box<ReplayWrite>),
     ParseBegins(String),
     ParseEnded(String),
     /// Parses that this process has under way are not deaths: it stops in good order.
@@ -66,7 +78,10 @@ pub(super) async fn apply(
             }
             Ok(ended)
         }
-        Write::InForce(row) => put_in_force(conn, row).await,
+        Write::InForce(both) => put_in_force(conn, both.0, both.1).await,
+        Write::Applied { tenant, digest, username, at } => {
+            history::note_applied(conn, &tenant, &digest, &username, at).await
+        }
         Write::Signer(uid) => {
             let sql = "INSERT INTO signer_seen (tenant_uid) VALUES (?) ON CONFLICT DO NOTHING";
             Ok(sqlx::query(sql).bind(uid).execute(conn).await?.rows_affected())
@@ -86,6 +101,8 @@ pub(super) async fn apply(
             Ok(done)
         }
         Write::Prune(upto) => outbox::prune(conn, upto).await,
+        Write::Shadows(rows) => super::arms::save(conn, rows).await,
+        Write::Replay(write) => replays::apply(conn, *write).await,
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";
             Ok(sqlx::query(sql).bind(digest).execute(conn).await?.rows_affected())
@@ -129,7 +146,7 @@ async fn save_sessions(conn: &mut SqliteConnection, rows: Vec<SessionRow>) -> Re
     Ok(n)
 }
 
-async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -> Result<u64, StoreError> {
+async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow, arrival: Arrival) -> Result<u64, StoreError> {
     let new = version("version of the package", &row.version)?;
     let sql = "SELECT * FROM in_force WHERE tenant_uid = ? AND revision = ?";
     let known = sqlx::query(sql).bind(&row.tenant_uid).bind(row.revision).fetch_optional(&mut *conn).await?;
@@ -146,9 +163,12 @@ async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -> Result<u6
             ),
         });
     }
+    history::put_policies(conn, &row, &arrival.policies).await?;
+    let (by, reason) = arrival.rollback.map(|r| (r.by, r.reason)).unzip();
     sqlx::query(
-        "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified, at, author, \
+         applied_by, rolled_back_by, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
+         coalesce((SELECT username FROM applied WHERE tenant = ?3 AND digest = ?6), ?11), ?12, ?13)",
     )
     .bind(&row.tenant_uid)
     .bind(row.revision)
@@ -158,6 +178,11 @@ async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -> Result<u6
     .bind(&row.digest)
     .bind(&row.key_fingerprint)
     .bind(row.first_verified.as_microsecond())
+    .bind(arrival.at.as_microsecond())
+    .bind(arrival.author)
+    .bind(arrival.applied_by)
+    .bind(by)
+    .bind(reason)
     .execute(&mut *conn)
     .await?;
     let sql = "SELECT version FROM high_water WHERE tenant_uid = ? AND package = ?";
@@ -206,6 +231,7 @@ async fn retain(
         .bind(json("tombstone", &envelope)?)
         .execute(&mut *conn)
         .await?;
+    super::arms::retain(conn, &tombstone.tenant, before).await?;
     let mut done = 0;
     for chunk in rows.chunks(RETAIN_ROWS) {
         let mut said: QueryBuilder<Sqlite> =
@@ -217,7 +243,8 @@ async fn retain(
         said.push("))").build().persistent(false).execute(&mut *conn).await?;
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
             "UPDATE records SET id = NULL, time = NULL, tenant = NULL, agent = NULL, delegator = NULL, session = NULL, \
-             action = NULL, outcome = NULL, body = NULL, body_hash = taken.column2, tombstone = ",
+             action = NULL, outcome = NULL, body = NULL, rollout_uid = NULL, revision = NULL, arm = NULL, subject = NULL, \
+             result = NULL, latency = NULL, body_hash = taken.column2, tombstone = ",
         );
         query.push_bind(next).push(" FROM (");
         query.push_values(chunk, |mut b, (seq, hash)| {
