@@ -1,6 +1,7 @@
 //! Every integration test, in one binary. `support` starts a real control plane and the operator.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod actions;
 mod admission;
 mod api;
 mod arms;
