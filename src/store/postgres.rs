@@ -14,6 +14,7 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use tokio::sync::Mutex;
 
+mod arms;
 mod chains;
 mod decisions;
 mod history;
