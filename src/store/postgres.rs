@@ -18,6 +18,7 @@ mod arms;
 mod chains;
 mod decisions;
 mod history;
+pub(super) mod intake;
 mod ledger;
 mod migrations;
 pub mod roles;
