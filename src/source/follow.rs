@@ -327,7 +327,9 @@ mod tests {
     fn a_beat_counts_only_while_every_watch_is_whole() {
         let beats = Arc::new(AtomicU64::new(0));
         let counted = beats.clone();
-        let pulse = Pulse::new(move || drop(counted.fetch_add(1, Ordering::Relaxed)));
+        let pulse = Pulse::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
         pulse.beat();
         assert_eq!(beats.load(Ordering::Relaxed), 0, "before the first set");
         pulse.complete();
