@@ -21,6 +21,7 @@ mod observe;
 mod operator;
 mod packages;
 mod records;
+mod replicas;
 mod sources;
 mod support;
 mod tools_import;
