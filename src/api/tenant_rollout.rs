@@ -30,6 +30,8 @@ pub(super) const RULES: &[Rule] = &[Rule {
     printcolumn(name = "Package", type_ = "string", json_path = ".status.stable.package"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.stable.version"),
     printcolumn(name = "Candidate", type_ = "string", json_path = ".status.candidate.version"),
+    printcolumn(name = "Stage", type_ = "string", json_path = ".status.progress"),
+    printcolumn(name = "Percent", type_ = "integer", json_path = ".status.percent"),
     printcolumn(name = "Paused", type_ = "boolean", json_path = ".spec.paused", priority = 1),
     printcolumn(name = "Digest", type_ = "string", json_path = ".status.stable.digest", priority = 1),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
@@ -56,7 +58,21 @@ pub struct TenantRolloutSpec {
     pub revision_history_limit: Option<i64>,
     /// The way of a candidate to all sessions; 5, 25 and 100 percent if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 20), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(
+        length(min = 1, max = 20),
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = [
+            {
+                "rule": "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19].all(i, i >= size(self) || self[i].percent > self[i-1].percent)",
+                "messageExpression": "'stages[' + string([1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19].filter(i, i < size(self) && self[i].percent <= self[i-1].percent)[0]) + '].percent: must be more than in the stage before'",
+                "message": "percent must grow from stage to stage"
+            },
+            {
+                "rule": "size(self) == 0 || self[size(self)-1].percent == 100",
+                "messageExpression": "'stages[' + string(size(self)-1) + '].percent: must be 100 in the last stage'",
+                "message": "percent must be 100 in the last stage"
+            }
+        ])
+    )]
     pub stages: Option<Vec<Stage>>,
     /// What takes a candidate back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,8 +177,8 @@ pub struct Budgets {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub shadow_percent: Option<i64>,
-    /// What the proof must say: `NotRequired` (the default), `Required` (unknown holds the rollout) or `NoExpansion` (unknown or
-    /// anything that lets somebody do more holds it).
+    /// What the proof must say: `NotRequired` (the default), `Required` (unknown holds the rollout) or `NoExpansion` (unknown holds
+    /// it, and what lets anybody do more fails it).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<ProofBudget>,
 }
@@ -231,7 +247,7 @@ pub enum RolloutPhase {
     Healthy,
     /// A candidate is on its way.
     Progressing,
-    /// Stopped by a person or by `spec.paused`.
+    /// Waits for a person: stopped by one, by `spec.paused`, at a gate, or with too little to judge by.
     Paused,
     /// What was asked for can't come into force; what was in force stays.
     Degraded,
@@ -261,6 +277,37 @@ pub struct RevisionStatus {
     /// Number of the revision, counted up for each change of what is in force.
     #[serde(default)]
     pub revision: i64,
+}
+
+/// For what a rollout waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum HoldReason {
+    /// A person paused it; only a person resumes it.
+    #[default]
+    Person,
+    /// `spec.paused` is true.
+    Spec,
+    /// Replay or a stage has too little to judge by, and `onInconclusive` is `Pause`.
+    Inconclusive,
+    /// A budget requires a proof and there is none.
+    Proof,
+    /// The stage has a manual gate.
+    Gate,
+}
+
+/// Why a rollout does not go on by itself. The time does not count towards `progressDeadlineSeconds`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutHold {
+    /// What it waits for.
+    pub reason: HoldReason,
+    /// Who paused it, with `Person`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub by: Option<String>,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }
 
 /// A former or running revision.
@@ -353,7 +400,9 @@ pub enum CheckResult {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BudgetCheck {
-    /// `replay`, `proof`, `criticalDrift`, `highDrift`, `denialGrowth`, `errors`, `latency`, `samples`, …
+    /// Before stage one `replay`, `replayCriticalDrift`, `replayHighExpansions`, `replayHighRestrictions`, `replayInvariants`, `proof`,
+    /// `proofInvariants`; from then on also `samples`, `criticalDrift`, `highExpansions`, `highRestrictions`, `denialGrowth`,
+    /// `errors`, `latency`.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// What it came to.
@@ -406,6 +455,20 @@ pub struct TenantRolloutStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub progress: Option<String>,
+    /// SHA-256 of the spec (without `paused`) that the candidate is rolled out by: another spec starts another revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub spec_hash: Option<String>,
+    /// Digests of the platform's packages that replay and proof of the candidate were accepted under: under others they are void.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"))]
+    pub evidence_platform: Vec<String>,
+    /// Why it does not go on by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<RolloutHold>,
+    /// When the candidate last made a step, or stopped waiting for a person: from here the progress deadline counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progressed_at: Option<Time>,
     /// What the budgets say of the candidate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<RolloutVerdict>,
@@ -427,7 +490,7 @@ pub struct TenantRolloutStatus {
     pub actions: Vec<HumanAction>,
     /// What people asked for and Remit has handled, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
     pub handled: Vec<HandledAction>,
     /// Ready: what was asked for is in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

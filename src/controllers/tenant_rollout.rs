@@ -17,6 +17,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
+use super::arrival::arrival;
 use super::verdict::{TenantFacts, judge};
 use super::{Context, ReconcileError, apply_status, until};
 use crate::api::{
@@ -28,7 +29,7 @@ use crate::policy::parse_version;
 use crate::source::index::{compromised, find_bytes};
 use crate::source::kubernetes::{Guarded, call};
 use crate::source::recorded::{BYTES_LABEL, PackageBytes, check};
-use crate::store::InForceRow;
+use crate::store::{InForceRow, Rollback};
 
 /// What the controller is given: a namespace may need a rollout before it has one.
 pub type Object = Namespace;
@@ -186,7 +187,11 @@ impl Pass<'_> {
                         self.keep(spec, digest, key.clone()).await?;
                     }
                 }
-                Effect::PutInForce(row) => ctx.store.put_in_force(row).await?,
+                Effect::PutInForce(row) => {
+                    let spec = by_digest.get(&row.digest).map(|(spec, _)| spec);
+                    let arrival = arrival(ctx, row, spec, gone_back(&next.status, row), now);
+                    ctx.store.put_in_force(row, &arrival).await?;
+                }
                 Effect::Event { .. } => {}
             }
         }
@@ -295,6 +300,13 @@ impl Pass<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the revision came into force by going back, for the history.
+fn gone_back(status: &TenantRolloutStatus, row: &InForceRow) -> Option<Rollback> {
+    let entry = status.history.iter().find(|h| h.revision.revision == row.revision)?;
+    let back = entry.cause == "SignerCompromised";
+    back.then(|| Rollback { by: MANAGER.into(), reason: entry.cause.clone() })
 }
 
 fn owner(rollout: &TenantRollout) -> OwnerReference {

@@ -1,4 +1,4 @@
-//! What every journal and store must do, as functions over the traits: SQLite runs them, PostgreSQL will too.
+//! What every journal and store must do, as functions over the traits: run against both databases.
 
 use std::sync::Arc;
 
@@ -7,8 +7,11 @@ use jiff::Timestamp;
 
 use super::audit::{self, AuditStatements, Report};
 use super::testing::record;
-use super::{CallReport, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError, StoredDecision};
+use super::{
+    Arrival, CallReport, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError, StoredDecision,
+};
 use crate::gate::{CallOutcome, Outcome};
+use crate::policy::PolicyText;
 
 /// Appends one record and waits.
 pub async fn commit<S: Journal>(store: &S, tenant: &str, n: u64) -> u64 {
@@ -17,15 +20,17 @@ pub async fn commit<S: Journal>(store: &S, tenant: &str, n: u64) -> u64 {
 
 /// Verifies the whole chain.
 pub async fn verify<S: Store>(store: &S, key: Option<&VerifyingKey>) -> Report {
+    let writer = store.audit_writer();
     let said = AuditStatements {
-        writer: store.audit_writer(),
-        anchors: store.audit_anchors().await.unwrap(),
-        tombstones: store.audit_tombstones().await.unwrap(),
+        anchors: store.audit_anchors(&writer).await.unwrap(),
+        tombstones: store.audit_tombstones(&writer).await.unwrap(),
+        writer,
     };
+    let writer = said.writer.clone();
     let mut verifier = audit::Verifier::new(&said, key);
     let mut after = 0;
     loop {
-        let rows = store.audit_rows(after, 7).await.unwrap();
+        let rows = store.audit_rows(&writer, after, 7).await.unwrap();
         let Some(last) = rows.last() else { return verifier.finish() };
         after = last.seq;
         rows.iter().for_each(|row| verifier.row(row));
@@ -182,7 +187,35 @@ pub async fn sessions_end_once<S: Store>(store: &S) {
     assert_eq!(store.live_sessions().await.unwrap(), std::slice::from_ref(&seen));
     // A write that comes late neither revives a session nor moves it back, nor gives it to another agent.
     store.save_sessions(&[SessionRow { agent: "thief".into(), ..a }, b]).await.unwrap();
-    assert_eq!(store.live_sessions().await.unwrap(), [seen]);
+    assert_eq!(store.live_sessions().await.unwrap(), std::slice::from_ref(&seen));
+    assert_eq!(store.session("a").await.unwrap(), Some(seen));
+    assert_eq!(store.session("b").await.unwrap().unwrap().ended.unwrap().1, "ended");
+    assert_eq!(store.session("nothing").await.unwrap(), None);
+}
+
+/// A heartbeat that another replica has kept counts: silence is what the store says, at one instant.
+pub async fn only_what_the_store_has_not_seen_is_expired<S: Store>(store: &S) {
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let (silent, seen, ended) = (session("silent", 1000), session("seen", 1000), session("ended", 1000));
+    store.save_sessions(&[silent.clone(), seen.clone(), ended.clone()]).await.unwrap();
+    let end = SessionRow { ended: Some((at(1010), "ended".into())), ..ended.clone() };
+    store.save_sessions(&[session("seen", 1500), end.clone()]).await.unwrap();
+    let asked = [(silent.clone(), at(1000)), (seen, at(1000)), (ended, at(1000))];
+    let mut now_are = store.end_silent(&asked, at(1900)).await.unwrap();
+    now_are.sort_by(|a, b| a.id.cmp(&b.id));
+    let expired = SessionRow { ended: Some((at(1900), "expired".into())), ..silent };
+    assert_eq!(now_are, [end, session("seen", 1500), expired]);
+    assert_eq!(store.live_sessions().await.unwrap(), [session("seen", 1500)]);
+}
+
+/// What comes into force with policies of these ids and texts.
+pub fn arrival(policies: &[(&str, &str)]) -> Arrival {
+    let texts = policies.iter().map(|(id, text)| PolicyText {
+        id: (*id).into(),
+        text: (*text).into(),
+        sha256: crate::policy::sha256_text(text.as_bytes()).split_off("sha256:".len()),
+    });
+    Arrival { policies: texts.collect(), ..Arrival::empty(Timestamp::from_second(9).unwrap()) }
 }
 
 fn in_force(revision: i64, version: &str, digest: &str) -> InForceRow {
@@ -200,13 +233,13 @@ fn in_force(revision: i64, version: &str, digest: &str) -> InForceRow {
 
 pub async fn the_high_water_mark_compares_versions<S: Store>(store: &S) {
     assert_eq!(store.high_water("u", "base").await.unwrap(), None);
-    store.put_in_force(&in_force(1, "1.9.0", "d1")).await.unwrap();
-    store.put_in_force(&in_force(2, "1.10.0", "d2")).await.unwrap();
+    store.put_in_force(&in_force(1, "1.9.0", "d1"), &arrival(&[])).await.unwrap();
+    store.put_in_force(&in_force(2, "1.10.0", "d2"), &arrival(&[])).await.unwrap();
     let mark = Some(("1.10.0".to_owned(), "d2".to_owned()));
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark);
-    store.put_in_force(&in_force(3, "1.9.0", "d1")).await.unwrap();
+    store.put_in_force(&in_force(3, "1.9.0", "d1"), &arrival(&[])).await.unwrap();
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark, "a rollback leaves it");
-    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3")).await.unwrap();
+    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3"), &arrival(&[])).await.unwrap();
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark, "a pre-release is below its release");
     let revisions = store.in_force("u").await.unwrap();
     assert_eq!(revisions.iter().map(|r| r.revision).collect::<Vec<_>>(), [4, 3, 2, 1]);
@@ -214,10 +247,10 @@ pub async fn the_high_water_mark_compares_versions<S: Store>(store: &S) {
     assert!(store.in_force("other").await.unwrap().is_empty(), "another namespace inherits nothing");
     assert_eq!(store.high_water("other", "base").await.unwrap(), None);
 
-    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3")).await.unwrap();
-    let error = store.put_in_force(&in_force(4, "9.0.0", "d9")).await.unwrap_err();
+    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3"), &arrival(&[])).await.unwrap();
+    let error = store.put_in_force(&in_force(4, "9.0.0", "d9"), &arrival(&[])).await.unwrap_err();
     assert!(matches!(error, StoreError::Invalid { field: "revision", .. }), "{error}");
-    let error = store.put_in_force(&in_force(5, "one", "d9")).await.unwrap_err();
+    let error = store.put_in_force(&in_force(5, "one", "d9"), &arrival(&[])).await.unwrap_err();
     assert!(error.to_string().contains("`one`"), "{error}");
     assert_eq!(store.in_force("u").await.unwrap().len(), 4, "half of it was not kept");
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark);
