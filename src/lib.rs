@@ -13,6 +13,7 @@ pub mod operator;
 pub mod package;
 pub mod policy;
 pub mod proof;
+pub mod replay;
 pub mod server;
 pub mod source;
 pub mod store;

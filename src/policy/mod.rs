@@ -22,6 +22,7 @@ mod plan;
 pub(crate) mod portrait;
 mod prospect;
 mod query;
+mod redacted;
 mod refusal;
 mod scan;
 mod schema;

@@ -17,9 +17,12 @@ mod contract;
 mod contract_arms;
 #[cfg(test)]
 mod contract_history;
+#[cfg(test)]
+mod contract_replays;
 mod filter;
 mod history;
 mod postgres;
+mod replays;
 mod sink;
 mod sqlite;
 mod statement;
@@ -29,9 +32,10 @@ mod values;
 
 pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
-pub use chain::{Columns, RolloutColumns};
+pub use chain::{Columns, RolloutColumns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
+pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
     ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,

@@ -27,6 +27,7 @@ mod journal;
 mod ledger;
 mod queue;
 mod reader;
+mod replays;
 #[cfg(test)]
 mod tests;
 
@@ -343,6 +344,7 @@ fn migrator() -> Migrator {
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
         of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
+        of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
     ])
 }
 

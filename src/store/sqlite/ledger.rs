@@ -11,6 +11,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 use crate::api::Envelope;
 use crate::store::chain::Hash;
 use crate::store::sqlite::history;
+use crate::store::sqlite::replays::{self, ReplayWrite};
 use crate::store::values::{envelope, json, version};
 pub(super) use crate::store::values::{signed, time, unsigned};
 use crate::store::{
@@ -38,6 +39,7 @@ pub(super) enum Write {
     Signer(String),
     Call(String, CallReport),
     Shadows(Vec<ShadowRow>),
+    Replay(Box<ReplayWrite>),
     ParseBegins(String),
     ParseEnded(String),
     /// Parses that this process has under way are not deaths: it stops in good order.
@@ -86,6 +88,7 @@ pub(super) async fn apply(
             Ok(insert.bind(report.time.as_microsecond()).execute(conn).await?.rows_affected())
         }
         Write::Shadows(rows) => super::arms::save(conn, rows).await,
+        Write::Replay(write) => replays::apply(conn, *write).await,
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";
             Ok(sqlx::query(sql).bind(digest).execute(conn).await?.rows_affected())

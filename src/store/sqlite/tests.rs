@@ -6,10 +6,9 @@ use std::sync::Arc;
 use super::*;
 use crate::store::audit::Report;
 use crate::store::contract::{self, commit, verify};
-use crate::store::contract_arms;
-use crate::store::contract_history;
 use crate::store::testing::record;
 use crate::store::{Anchor, FileSink, statement};
+use crate::store::{contract_arms, contract_history, contract_replays};
 
 fn key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
@@ -61,6 +60,26 @@ async fn what_became_of_a_call_is_said_once() {
 #[tokio::test]
 async fn the_high_water_mark_compares_versions() {
     contract::the_high_water_mark_compares_versions(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn run_id_overwrite() {
+    contract_replays::run_id_overwrite(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn run_of_another_tenant() {
+    contract_replays::run_of_another_tenant(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn runs_go_on_where_they_stopped() {
+    contract_replays::runs_go_on_where_they_stopped(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn selections_are_read_in_one_order() {
+    contract_replays::selections_are_read_in_one_order(&*fresh().await.1).await;
 }
 
 #[tokio::test]
