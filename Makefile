@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo tour dev dev-stop test lint peers solver sdk-test sdk-lock bench generate drift controlplane packages
+.PHONY: help demo tour dev dev-stop test lint peers sdk-test sdk-lock bench generate drift controlplane packages
 
 step = @printf '\n== %s\n' "$(1)"
 
@@ -21,7 +21,7 @@ dev: ## control plane and operator in the foreground, .dev/env to be sourced; DE
 dev-stop: ## ends what `make dev DETACH=1` left running
 	@hack/dev.sh stop
 
-test: solver lint packages controlplane peers ## everything: format, lints, unit, property and integration tests, generated files
+test: lint packages controlplane peers ## everything: format, lints, unit, property and integration tests, generated files
 	$(call step,Tests. The integration tests start a control plane of their own)
 	cargo test --no-fail-fast
 	$(call step,The tools of hack/)
@@ -53,10 +53,6 @@ controlplane: ## builds kube-apiserver, kube-controller-manager, kubectl, etcd a
 peers: ## installs the official MCP servers and SDKs that the tests talk to (npm and pip; Node.js 20, Python 3 with venv)
 	$(call step,MCP peers)
 	hack/peers.sh
-
-solver: ## looks for the solver cvc5, which proofs need; as root installs Debian's package
-	$(call step,Solver)
-	hack/solver.sh
 
 bench: controlplane ## checks, propagation, rollback, 1,000 tenants, MCP proxy, hook and start-up, beside the same without Remit where there is such a thing
 	$(call step,Benchmarks: a release build comes first and takes minutes)

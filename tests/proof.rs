@@ -104,3 +104,123 @@ fn prove_refuses_what_is_no_package() {
     let (code, text) = prove(old.path(), old.path(), &["--timeout", "0"]);
     assert!(code == Some(2) && text.contains("--timeout"), "{text}");
 }
+
+/// Three recorded calls of a trust-2 agent: two reads, one push.
+fn recorded(folder: &Folder) -> String {
+    folder.write(
+        "agents.yaml",
+        "apiVersion: remit.dev/v1alpha1\nkind: Agent\nmetadata: {name: coder}\nspec: {trustLevel: 2}\n",
+    );
+    for tool in ["git/log", "git/log", "git/push"] {
+        folder.remit(&["check", "--tool", tool, "--policy"]);
+    }
+    let (code, text) = said(&folder.remit(&["decisions", "list", "-o", "json", "--policy"]));
+    assert_eq!(code, Some(0), "{text}");
+    text
+}
+
+#[test]
+fn diff_puts_tests_proof_and_replay_into_one_comment() {
+    let (old, new) =
+        folders(|text| text.replace(r#"resource in ToolGroup::"read""#, r#"resource in ToolGroup::"none""#));
+    let dir = tempfile::tempdir().unwrap();
+    let decisions = dir.path().join("decisions.json");
+    std::fs::write(&decisions, recorded(&old)).unwrap();
+    let diff = |args: &[&str]| {
+        let out = remit()
+            .arg("diff")
+            .args([Path::new("--baseline"), old.path(), Path::new("--candidate"), new.path()])
+            .args([Path::new("--decisions"), &decisions])
+            .args(["--min-decisions", "3"])
+            .args(args)
+            .output()
+            .unwrap();
+        said(&out)
+    };
+    let (code, text) = diff(&[]);
+    assert_eq!(code, Some(0), "reads are of severity medium: {text}");
+    assert!(text.starts_with("## Remit: tools 1.0.0 → 1.0.0: within the budgets\n"), "{text}");
+    assert!(text.contains("Permits no new call&#58; that is proved over all calls."), "{text}");
+    assert!(text.contains("Denies 2 of 3 recorded decisions"), "{text}");
+    assert!(text.contains("calls git/log&#58; before allowed by tenant/tools/reads"), "{text}");
+    let (code, text) = diff(&["--format", "json", "--proof", "no-expansion"]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &document["passed"], &document["proof"]["alone"]), (Some(0), &json!(true), &json!("restricts")));
+    assert_eq!(document["replay"]["counts"]["replayed"], 3);
+    // Invariants are judged over all calls, and over the recorded ones.
+    let (code, text) = diff(&[
+        "--invariant",
+        "write_tools_need_approval",
+        "--invariant",
+        r#"{"name":"no-push","tool":"git/push","expect":"neverAllow"}"#,
+    ]);
+    assert!(code == Some(1) && text.contains("no-push fails"), "{text}");
+    let (code, text) = diff(&["--high-drift", "many"]);
+    assert!(code == Some(2) && text.contains("--high-drift"), "{text}");
+    std::fs::write(&decisions, "[1]").unwrap();
+    let (code, text) = diff(&[]);
+    assert!(code == Some(2) && text.contains("not a decision"), "{text}");
+}
+
+/// The steps of examples/ci, run as a runner would: in a checkout, with a branch that changes policy.
+#[test]
+fn the_ci_example_leaves_one_comment_and_fails_on_a_budget() {
+    let workflow = std::fs::read_to_string(crate::support::root().join("examples/ci/policy.yaml")).unwrap();
+    let workflow: Value = serde_saphyr::from_str(&workflow).unwrap();
+    let steps = workflow["jobs"]["diff"]["steps"].as_array().unwrap();
+    let runs: Vec<(&str, &str)> =
+        steps.iter().filter_map(|s| Some((s["name"].as_str().unwrap_or("?"), s["run"].as_str()?))).collect();
+    assert_eq!(runs.len(), 4);
+    let dir = tempfile::tempdir().unwrap();
+    let (bin, temp, checkout) = (dir.path().join("bin"), dir.path().join("temp"), dir.path().join("checkout"));
+    for folder in [&bin, &temp, &checkout.join("policy")] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_remit"), bin.join("remit")).unwrap();
+    let gh = bin.join("gh");
+    std::fs::write(
+        &gh,
+        "#!/bin/sh\nwhile [ \"$1\" != --body-file ]; do shift; done\ncp \"$2\" \"$RUNNER_TEMP/commented\"\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&gh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let shell = |script: &str| {
+        let mut command = std::process::Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", script]).current_dir(&checkout).env("PATH", &path);
+        command.env("RUNNER_TEMP", &temp).env("GITHUB_BASE_REF", "main").env_remove("REMIT_CVC5");
+        said(&command.output().unwrap())
+    };
+    let policy = |text: &str| std::fs::write(checkout.join("policy/main.cedar"), text).unwrap();
+    let tools =
+        "package: tools\nversion: 1.0.0\ntools:\n  - {name: git/log, tier: read}\n  - {name: git/push, tier: write}\n";
+    std::fs::write(checkout.join("policy/package.yaml"), tools).unwrap();
+    policy(BASELINE);
+    let (code, text) = shell(
+        "git init -q . && git add policy && git -c user.name=a -c user.email=a@example.org commit -qm policy && \
+         git update-ref refs/remotes/origin/main HEAD",
+    );
+    assert_eq!(code, Some(0), "{text}");
+    let (old, _) = folders(str::to_owned);
+    std::fs::write(checkout.join("decisions.json"), recorded(&old)).unwrap();
+    // A push without anybody who is asked: it was recorded, and is critical.
+    policy(
+        &BASELINE
+            .replace("@require_approval(\"leads\") forbid", "forbid")
+            .replace("forbid(principal, action ==", "permit(principal, action =="),
+    );
+    let mut codes = Vec::new();
+    for (name, run) in &runs {
+        let run = run.replace("${{ github.event.number }}", "1");
+        let (code, text) = shell(&run);
+        codes.push(code);
+        assert!(code == Some(0) || *name == "One comment", "{name}: {text}");
+    }
+    assert_eq!(codes[2], Some(1), "over the budget of critical drift");
+    let comment = std::fs::read_to_string(temp.join("commented")).unwrap();
+    assert!(
+        comment.contains("over a budget") && comment.contains("| critical drift | 1 | at most 0 | **FAILED** |"),
+        "{comment}"
+    );
+    assert!(comment.contains("new call"), "{comment}");
+}
