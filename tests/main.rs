@@ -20,6 +20,7 @@ mod mcp_peers;
 mod observe;
 mod operator;
 mod packages;
+mod proof;
 mod records;
 mod replicas;
 mod sources;
