@@ -154,6 +154,7 @@ impl Laptop {
             gate: crate::gate::check,
             lanes: Lanes::default(),
             past: Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) }),
+            control: None,
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

@@ -2,6 +2,7 @@
 
 mod anchors;
 mod context;
+mod control;
 mod metrics;
 
 use std::sync::Arc;
@@ -164,6 +165,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         gate: crate::gate::check,
         lanes: crate::server::Lanes::default(),
         past,
+        control: Some(Arc::new(control::Control(ctx.clone()))),
     });
     let tls = certificate.config()?;
     let admission = context::Admission::new(ctx.clone());

@@ -294,6 +294,7 @@ impl World {
             gate,
             lanes: Lanes::default(),
             past: Arc::new(NothingPast),
+            control: None,
         });
         Self { router: router(state.clone()), state, clock, journal, rights, store, _dir: dir }
     }
@@ -316,6 +317,7 @@ impl World {
             gate: s.gate,
             lanes: Lanes::default(),
             past,
+            control: s.control.clone(),
         });
         Self { router: router(state.clone()), state, ..self }
     }
