@@ -5,6 +5,7 @@
 
 mod anchors;
 mod context;
+mod control;
 mod election;
 mod feed;
 mod leading;
@@ -195,6 +196,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         lanes: crate::server::Lanes::default(),
         past,
         shadow: shadow.clone(),
+        control: Some(Arc::new(control::Control(ctx.clone()))),
     });
     let mut servers = serving::start(listeners, &certificate, &state, &ctx)?;
 
