@@ -13,6 +13,7 @@ pub mod audit;
 mod chain;
 #[cfg(test)]
 mod contract;
+mod rollouts;
 mod sink;
 mod sqlite;
 mod statement;
@@ -22,6 +23,8 @@ pub(crate) mod testing;
 pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
+pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
+use rollouts::{rollout_json, rollout_of_json};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
     ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,

@@ -25,6 +25,7 @@ mod journal;
 mod ledger;
 mod queue;
 mod reader;
+mod rollouts;
 #[cfg(test)]
 mod tests;
 
@@ -330,6 +331,7 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(vec![
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
+        of(5, "rollouts", include_str!("../../migrations/sqlite/0005_rollouts.sql")),
     ])
 }
 

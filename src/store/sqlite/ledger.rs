@@ -10,7 +10,9 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use crate::api::Envelope;
 use crate::store::chain::{Hash, RowsDigest};
-use crate::store::{CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
+use crate::store::{
+    CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, StoreError, Tombstone, statement,
+};
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
 /// one does not.
@@ -22,6 +24,8 @@ const RETAIN_ROWS: usize = 200;
 pub(super) enum Write {
     Sessions(Vec<SessionRow>),
     InForce(InForceRow),
+    /// A step of a rollout.
+    Rollout(Box<RolloutCommit>),
     Signer(String),
     Call(String, CallReport),
     ParseBegins(String),
@@ -63,6 +67,7 @@ pub(super) async fn apply(
     match write {
         Write::Sessions(rows) => save_sessions(conn, rows).await,
         Write::InForce(row) => put_in_force(conn, row).await,
+        Write::Rollout(step) => super::rollouts::commit(conn, *step).await,
         Write::Signer(uid) => {
             let sql = "INSERT INTO signer_seen (tenant_uid) VALUES (?) ON CONFLICT DO NOTHING";
             Ok(sqlx::query(sql).bind(uid).execute(conn).await?.rows_affected())
@@ -120,7 +125,7 @@ fn version(what: &'static str, text: &str) -> Result<semver::Version, StoreError
     semver::Version::parse(text).map_err(|e| StoreError::Corrupt { what, why: format!("`{text}`: {e}") })
 }
 
-async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -> Result<u64, StoreError> {
+pub(super) async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -> Result<u64, StoreError> {
     let new = version("version of the package", &row.version)?;
     let sql = "SELECT * FROM in_force WHERE tenant_uid = ? AND revision = ?";
     let known = sqlx::query(sql).bind(&row.tenant_uid).bind(row.revision).fetch_optional(&mut *conn).await?;
