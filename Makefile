@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo tour dev dev-stop test lint peers sdk-test sdk-lock bench generate drift controlplane
+.PHONY: help demo tour dev dev-stop test lint peers sdk-test sdk-lock bench generate drift controlplane packages
 
 step = @printf '\n== %s\n' "$(1)"
 
@@ -21,11 +21,12 @@ dev: ## control plane and operator in the foreground, .dev/env to be sourced; DE
 dev-stop: ## ends what `make dev DETACH=1` left running
 	@hack/dev.sh stop
 
-test: lint controlplane peers ## everything: format, lints, unit, property and integration tests, generated files
+test: lint packages controlplane peers ## everything: format, lints, unit, property and integration tests, generated files
 	$(call step,Tests. The integration tests start a control plane of their own)
 	cargo test --no-fail-fast
 	$(call step,The tools of hack/)
 	cd hack/controlplane && GOFLAGS= go vet . && GOFLAGS= go test .
+	cd hack/gitops && GOFLAGS= go vet . && GOFLAGS= go test -count=1 .
 	@$(MAKE) --no-print-directory sdk-test drift
 
 sdk-test: ## the Python and TypeScript packages, with the real frameworks from PyPI and npm
@@ -40,6 +41,10 @@ lint:
 	$(call step,Format and lints)
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+
+packages:
+	$(call step,Debian's packages: PostgreSQL and cvc5)
+	@hack/packages.sh postgresql cvc5
 
 controlplane: ## builds kube-apiserver, kube-controller-manager, kubectl, etcd and helm, where this machine does not have them
 	$(call step,Control plane)

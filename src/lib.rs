@@ -5,6 +5,7 @@ pub mod api;
 pub mod cli;
 pub mod controllers;
 pub mod enforce;
+pub mod fault;
 pub mod gate;
 pub mod laptop;
 pub mod lifecycle;

@@ -9,7 +9,7 @@ use crate::support::{ControlPlane, PLATFORM};
 const DEV: &[&str] = &["--set", "deploy=false", "--set", "webhook.url=https://127.0.0.1:9443"];
 
 /// The objects of rendered YAML.
-fn objects(yaml: &str) -> Vec<Value> {
+pub fn objects(yaml: &str) -> Vec<Value> {
     let documents =
         yaml.split("\n---").filter(|d| d.lines().any(|l| !l.starts_with('#') && !l.trim().is_empty() && l != "---"));
     let parsed =

@@ -8,6 +8,7 @@ mod chart;
 mod check_command;
 mod checks;
 mod control_plane;
+mod gitops;
 mod hook;
 mod issuers;
 mod laptop;

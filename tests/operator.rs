@@ -12,12 +12,13 @@ use serde_json::{Value, json};
 
 use crate::support::{Cluster, PLATFORM, call, cluster, eventually, eventually_blocking};
 
-const READS: &str = r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
-const WRITES: &str =
+pub const READS: &str =
+    r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
+pub const WRITES: &str =
     r#"@id("writes") permit(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
 
 /// A package with a tool to read (`files/read`) and one to write (`files/write`).
-fn spec(version: &str, policies: &[&str]) -> PolicyPackageSpec {
+pub fn spec(version: &str, policies: &[&str]) -> PolicyPackageSpec {
     let value = json!({
         "package": "core",
         "version": version,
@@ -27,11 +28,11 @@ fn spec(version: &str, policies: &[&str]) -> PolicyPackageSpec {
     serde_json::from_value(value).unwrap()
 }
 
-fn key(seed: u8) -> SigningKey {
+pub fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
-fn signed(mut spec: PolicyPackageSpec, tenant: &str, key: &SigningKey) -> PolicyPackageSpec {
+pub fn signed(mut spec: PolicyPackageSpec, tenant: &str, key: &SigningKey) -> PolicyPackageSpec {
     let statement = Statement {
         format_version: FORMAT_VERSION.into(),
         installation: ANY_INSTALLATION.into(),
@@ -50,7 +51,7 @@ fn signed(mut spec: PolicyPackageSpec, tenant: &str, key: &SigningKey) -> Policy
 }
 
 /// The object, and its name.
-fn package(spec: &PolicyPackageSpec) -> (String, String) {
+pub fn package(spec: &PolicyPackageSpec) -> (String, String) {
     let name = object_name(spec, &digest(spec));
     let object = json!({
         "apiVersion": "remit.dev/v1alpha1", "kind": "PolicyPackage", "metadata": {"name": name}, "spec": spec,
@@ -58,12 +59,12 @@ fn package(spec: &PolicyPackageSpec) -> (String, String) {
     (format!("policypackage/{name}"), object.to_string())
 }
 
-fn agent(name: &str, account: &str, trust: i64) -> String {
+pub fn agent(name: &str, account: &str, trust: i64) -> String {
     let spec = json!({"identities": [{"serviceAccount": account}], "trustLevel": trust});
     json!({"apiVersion": "remit.dev/v1alpha1", "kind": "Agent", "metadata": {"name": name}, "spec": spec}).to_string()
 }
 
-fn signer(name: &str, tenant: &str, key: &SigningKey, revoked: Option<&str>) -> String {
+pub fn signer(name: &str, tenant: &str, key: &SigningKey, revoked: Option<&str>) -> String {
     let public = PublicKey::from_key(key.verifying_key()).unwrap();
     let mut spec = json!({"publicKey": public.to_pem(), "tenants": [tenant]});
     if let Some(reason) = revoked {
@@ -75,25 +76,25 @@ fn signer(name: &str, tenant: &str, key: &SigningKey, revoked: Option<&str>) -> 
 
 impl Cluster {
     /// Applies a package and waits until it is in force.
-    fn put(&self, tenant: &str, spec: &PolicyPackageSpec) {
+    pub fn put(&self, tenant: &str, spec: &PolicyPackageSpec) {
         let (_, object) = package(spec);
         self.apply(tenant, &object).unwrap();
         self.in_force(tenant, &digest(spec));
     }
 
-    fn rollout(&self, tenant: &str) -> Value {
+    pub fn rollout(&self, tenant: &str) -> Value {
         let text = self.kubectl(&["get", "tenantrollout", "default", "-n", tenant, "-o", "json"]);
         text.map_or(Value::Null, |t| serde_json::from_str(&t).unwrap())
     }
 
-    fn in_force(&self, tenant: &str, digest: &str) {
+    pub fn in_force(&self, tenant: &str, digest: &str) {
         eventually_blocking(&format!("{digest} is in force"), || match self.rollout(tenant) {
             r if r["status"]["stable"]["digest"] == digest => Ok(()),
             r => Err(r["status"].to_string()),
         });
     }
 
-    fn stalled_for(&self, tenant: &str, reason: &str) {
+    pub fn stalled_for(&self, tenant: &str, reason: &str) {
         eventually_blocking(&format!("the rollout is stalled: {reason}"), || {
             let status = self.rollout(tenant)["status"].clone();
             let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
@@ -103,12 +104,12 @@ impl Cluster {
     }
 
     /// An agent `coder` at trust 2 with a token.
-    async fn coder(&self, tenant: &str) -> String {
+    pub async fn coder(&self, tenant: &str) -> String {
         self.apply(tenant, &agent("coder", "coder", 2)).unwrap();
         self.token_for(tenant, "coder", "remit").await
     }
 
-    async fn code(&self, token: &str, tenant: &str, tool: &str) -> String {
+    pub async fn code(&self, token: &str, tenant: &str, tool: &str) -> String {
         let (status, body) = self.check(token, tenant, &call("coder", tool, json!({}))).await;
         match body["context"]["code"].as_str() {
             Some(code) => code.to_owned(),
@@ -116,7 +117,7 @@ impl Cluster {
         }
     }
 
-    async fn expect(&self, token: &str, tenant: &str, tool: &str, code: &str) {
+    pub async fn expect(&self, token: &str, tenant: &str, tool: &str, code: &str) {
         eventually(&format!("{tool} is answered {code}"), || async {
             let got = self.code(token, tenant, tool).await;
             if got == code { Ok(()) } else { Err(got) }

@@ -7,6 +7,7 @@
 mod agent;
 mod conditions;
 mod crd;
+mod invariant;
 mod policy_package;
 mod policy_signer;
 mod tenant_profile;
@@ -15,6 +16,7 @@ mod tenant_rollout;
 pub use agent::*;
 pub use conditions::*;
 pub use crd::crds;
+pub use invariant::*;
 pub use policy_package::*;
 pub use policy_signer::*;
 pub use tenant_profile::*;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conditions::never_observed;
 use super::crd::Rule;
+use super::invariant::Invariant;
 
 /// Rules over the whole object.
 pub(super) const RULES: &[Rule] = &[Rule {
@@ -212,8 +213,8 @@ pub struct RolloutReplay {
     pub min_decisions: Option<i64>,
     /// Invariants that the candidate must keep.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "set"))]
-    pub invariants: Vec<String>,
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub invariants: Vec<Invariant>,
 }
 
 /// Which package to put in force: by name and version range, or by digest.

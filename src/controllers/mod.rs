@@ -4,6 +4,7 @@
 //! `TenantRollout/default`.
 
 mod agent;
+pub mod arrival;
 pub mod ca;
 pub mod certificates;
 pub mod keys;
@@ -79,6 +80,8 @@ pub struct Context {
     pub tests: crate::source::judge::TestResults,
     /// Namespaces with packages whose author may still be about to apply the rollout.
     pub quiet: tenant_rollout::Quiet,
+    /// What rollouts need besides.
+    pub rollout: tenant_rollout::Rollout,
     /// Issuers besides the cluster's own.
     pub issuers: Vec<crate::server::issuers::Issuer>,
     /// Passes that failed, for `/metrics`.

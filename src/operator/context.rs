@@ -48,6 +48,14 @@ impl AdmissionContext for Admission {
         noted(&self.runtime, store.as_ref(), &digest(spec), || crate::package::prove(spec, &verify))
     }
 
+    fn applied(&self, spec: &PolicyPackageSpec, tenant: &str, username: &str) {
+        let digest = digest(spec);
+        let noted = self.ctx.store.note_applied(tenant, &digest, username, jiff::Timestamp::now());
+        if let Err(error) = self.runtime.block_on(noted) {
+            tracing::warn!(%error, tenant, "who applied a package could not be noted: its history names the field manager");
+        }
+    }
+
     fn platform_tenant(&self) -> &str {
         &self.ctx.namespace
     }

@@ -42,7 +42,7 @@ pub use dsse::{
 pub use prospect::{Kind, PolicyProspect, Prospect};
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
-pub use scan::{ForbidText, forbids};
+pub use scan::{ForbidText, PolicyText, forbids, texts};
 pub use signer::{KeyError, PublicKey, Signer, SignerError};
 pub use unknown::Outcomes;
 pub use verify::{

@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use cedar_policy_core::parser::unescape::to_unescaped_string;
+
 use super::refusal::{Refusal, RefusalCode};
 
 /// Brackets may nest this deep.
@@ -211,9 +213,15 @@ pub struct ForbidText {
     pub text_hash: String,
 }
 
-/// The forbids of a file that compiles, in their order.
-pub fn forbids(file: &str, text: &str) -> Result<Vec<ForbidText>, Refusal> {
-    let tokens = lex(file, text, RefusalCode::CedarSyntax)?;
+/// A policy of a file: which tokens, and where its text lies, with and without the comments above it.
+struct Statement<'t, 's> {
+    tokens: &'t [Token<'s>],
+    whole: std::ops::Range<usize>,
+    text: std::ops::Range<usize>,
+}
+
+/// The policies of a file that compiles, in their order.
+fn statements<'t, 's>(tokens: &'t [Token<'s>]) -> Vec<Statement<'t, 's>> {
     let (mut found, mut depth, mut from, mut begin) = (Vec::new(), 0_usize, 0, 0);
     for (n, token) in tokens.iter().enumerate() {
         match token.text {
@@ -222,18 +230,52 @@ pub fn forbids(file: &str, text: &str) -> Result<Vec<ForbidText>, Refusal> {
             ";" if token.kind == Kind::Symbol && depth == 0 => {
                 let (policy, end) = (&tokens[begin..=n], token.offset + 1);
                 let start = policy.first().map_or(end, |t| t.offset);
-                if effect(policy) == Some("forbid") {
-                    let hash = super::sha256_text(text.get(start..end).unwrap_or_default().as_bytes());
-                    found.push(ForbidText {
-                        id: id(policy).unwrap_or_default().to_owned(),
-                        text: text.get(from..end).unwrap_or_default().trim().to_owned(),
-                        text_hash: hash.trim_start_matches("sha256:").to_owned(),
-                    });
-                }
+                found.push(Statement { tokens: policy, whole: from..end, text: start..end });
                 (from, begin) = (end, n + 1);
             }
             _ => {}
         }
+    }
+    found
+}
+
+/// SHA-256 of a policy's text, as records name it.
+fn hash(text: &str) -> String {
+    super::sha256_text(text.as_bytes()).split_off("sha256:".len())
+}
+
+/// The forbids of a file that compiles, in their order.
+pub fn forbids(file: &str, text: &str) -> Result<Vec<ForbidText>, Refusal> {
+    let tokens = lex(file, text, RefusalCode::CedarSyntax)?;
+    let forbids = statements(&tokens).into_iter().filter(|s| effect(s.tokens) == Some("forbid"));
+    let found = forbids.map(|s| ForbidText {
+        id: id(s.tokens).unwrap_or_default(),
+        text: text.get(s.whole).unwrap_or_default().trim().to_owned(),
+        text_hash: hash(text.get(s.text).unwrap_or_default()),
+    });
+    Ok(found.collect())
+}
+
+/// A policy's text, as records name it by its hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyText {
+    /// Its `@id`, unique in the package.
+    pub id: String,
+    /// From its first annotation to its `;`, without the comments above it.
+    pub text: String,
+    /// SHA-256 of the text, hex.
+    pub sha256: String,
+}
+
+/// The policies of a package that compiles, in the order of its files. Nothing is parsed: also of a package that ended a parser.
+pub fn texts(spec: &crate::api::PolicyPackageSpec) -> Result<Vec<PolicyText>, Refusal> {
+    let mut found = Vec::new();
+    for file in &spec.policies {
+        let tokens = lex(&file.name, &file.text, RefusalCode::CedarSyntax)?;
+        found.extend(statements(&tokens).into_iter().map(|s| {
+            let text = file.text.get(s.text).unwrap_or_default().to_owned();
+            PolicyText { id: id(s.tokens).unwrap_or_default(), sha256: hash(&text), text }
+        }));
     }
     Ok(found)
 }
@@ -244,10 +286,10 @@ fn effect<'a>(policy: &[Token<'a>]) -> Option<&'a str> {
     words.map(|(n, t)| (n, t.text)).find(|(n, _)| *n == 0 || policy[n - 1].text != "@").map(|(_, text)| text)
 }
 
-/// The text of `@id("…")`. Ids hold nothing that would be escaped.
-fn id<'a>(policy: &[Token<'a>]) -> Option<&'a str> {
+/// The value of `@id("…")`. Ids hold nothing that has to be escaped, but may be written so.
+fn id(policy: &[Token<'_>]) -> Option<String> {
     let at = policy.windows(4).find(|w| w[0].text == "@" && w[1].text == "id" && w[3].kind == Kind::Text)?;
-    Some(at[3].text.trim_matches('"'))
+    to_unescaped_string(at[3].text.trim_matches('"')).ok().map(String::from)
 }
 
 /// Where principal, action and resource stand in the head of a policy, annotations before it or not; None where it has none.
@@ -543,6 +585,31 @@ mod tests {
     fn deep_json_is_refused() {
         assert!(json("entities.json", &"[".repeat(33), 1000).is_err());
         assert!(json("entities.json", &format!("[\"{}\"]", "[".repeat(99)), 1000).is_ok());
+    }
+
+    #[test]
+    fn texts_are_cut_out_with_the_id_and_hash_that_the_compiled_policy_has() {
+        let text = "// Head.\n@id(\"a\") permit(principal, action, resource); // after a\n\
+                    // About b;\n@reason(\"@id(no);\") @id(\"b\\u{2e}1\")\nforbid(principal, action, resource) when { [1, 2].contains(1) };";
+        let file = |name: &str, text: &str| crate::api::SourceFile { name: name.into(), text: text.into() };
+        let spec = crate::api::PolicyPackageSpec {
+            package: "base".into(),
+            version: "1.0.0".into(),
+            policies: vec![
+                file("one.cedar", text),
+                file("two.cedar", "@id(\"c\")permit(principal, action, resource);"),
+            ],
+            ..Default::default()
+        };
+        let found = texts(&spec).unwrap();
+        assert_eq!(found.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["a", "b.1", "c"]);
+        assert_eq!(found[0].text, "@id(\"a\") permit(principal, action, resource);");
+        let compiled = crate::policy::CompiledPackage::compile(&spec, "sha256:0", crate::policy::Side::Tenant).unwrap();
+        let hashes =
+            |id: &str| compiled.rules.iter().find(|r| r.reference.id == id).map(|r| r.reference.text_hash.clone());
+        for policy in found {
+            assert_eq!(hashes(&format!("tenant/base/{}", policy.id)), Some(policy.sha256), "{}", policy.id);
+        }
     }
 
     #[test]

@@ -45,6 +45,8 @@ const MAX_REFUSALS: usize = 5;
 pub trait AdmissionContext: Send + Sync + 'static {
     /// What the bytes of the package prove wrong, and what else stands in the way of its coming into force (`policy::prove`).
     fn prove(&self, spec: &PolicyPackageSpec, tenant: &str) -> (Vec<Refusal>, Vec<Refusal>);
+    /// Notes who applied a package that is admitted, for the history.
+    fn applied(&self, spec: &PolicyPackageSpec, tenant: &str, username: &str);
     /// The operator's own namespace.
     fn platform_tenant(&self) -> &str;
     /// The platform's profile: the floor of every tenant's.
@@ -82,7 +84,13 @@ pub fn review(request: &AdmissionRequest<DynamicObject>, context: &dyn Admission
     }
     let tenant = request.namespace.as_deref().unwrap_or_default();
     let verdict = match request.resource.resource.as_str() {
-        "policypackages" => spec_of(object).map(|spec| package(&spec, tenant, context)),
+        "policypackages" => spec_of(object).map(|spec| {
+            let verdict = package(&spec, tenant, context);
+            if verdict.refused.is_empty() && !request.dry_run {
+                context.applied(&spec, tenant, request.user_info.username.as_deref().unwrap_or_default());
+            }
+            verdict
+        }),
         "tenantrollouts" => spec_of(object).map(|spec| rollout(&request.name, &spec)),
         "tenantprofiles" => spec_of(object).map(|spec| profile(&request.name, &spec, tenant, context)),
         _ => return response,

@@ -13,11 +13,12 @@ use crate::policy::RefusalCode;
 struct Scripted {
     profile: Option<TenantProfileSpec>,
     hold: Duration,
+    applied: Mutex<Vec<String>>,
 }
 
 impl Default for Scripted {
     fn default() -> Self {
-        Self { profile: None, hold: Duration::ZERO }
+        Self { profile: None, hold: Duration::ZERO, applied: Mutex::default() }
     }
 }
 
@@ -36,6 +37,9 @@ impl AdmissionContext for Scripted {
             "odd" => (vec![], (0..9).map(|_| Refusal::new(RefusalCode::UnknownSigner, "x\ny".repeat(400))).collect()),
             _ => (vec![], vec![]),
         }
+    }
+    fn applied(&self, spec: &PolicyPackageSpec, tenant: &str, username: &str) {
+        self.applied.lock().unwrap().push(format!("{tenant} {} {username}", spec.package));
     }
     fn platform_tenant(&self) -> &str {
         "remit-system"
@@ -95,6 +99,21 @@ fn admit_a_good_package_without_a_word() {
     assert!(response.allowed);
     assert_eq!(response.warnings, None);
     assert_eq!(response.uid, "u-1");
+}
+
+#[test]
+fn who_applied_an_admitted_package_is_noted_and_a_dry_run_is_not() {
+    let context = Scripted::default();
+    for package in ["fine", "bad", "odd"] {
+        judge_with(
+            &context,
+            &body("CREATE", "policypackages", "p", &json!({"package": package, "version": "1"}), None),
+        );
+    }
+    let mut dry = body("CREATE", "policypackages", "p", &json!({"package": "dry", "version": "1"}), None);
+    dry["request"]["dryRun"] = true.into();
+    assert!(judge_with(&context, &dry).allowed);
+    assert_eq!(*context.applied.lock().unwrap(), ["acme fine bob", "acme odd bob"]);
 }
 
 #[test]

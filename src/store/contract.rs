@@ -7,8 +7,11 @@ use jiff::Timestamp;
 
 use super::audit::{self, AuditStatements, Report};
 use super::testing::record;
-use super::{CallReport, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError, StoredDecision};
+use super::{
+    Arrival, CallReport, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError, StoredDecision,
+};
 use crate::gate::{CallOutcome, Outcome};
+use crate::policy::PolicyText;
 
 /// Appends one record and waits.
 pub async fn commit<S: Journal>(store: &S, tenant: &str, n: u64) -> u64 {
@@ -185,6 +188,16 @@ pub async fn sessions_end_once<S: Store>(store: &S) {
     assert_eq!(store.live_sessions().await.unwrap(), [seen]);
 }
 
+/// What comes into force with policies of these ids and texts.
+pub fn arrival(policies: &[(&str, &str)]) -> Arrival {
+    let texts = policies.iter().map(|(id, text)| PolicyText {
+        id: (*id).into(),
+        text: (*text).into(),
+        sha256: crate::policy::sha256_text(text.as_bytes()).split_off("sha256:".len()),
+    });
+    Arrival { policies: texts.collect(), ..Arrival::empty(Timestamp::from_second(9).unwrap()) }
+}
+
 fn in_force(revision: i64, version: &str, digest: &str) -> InForceRow {
     InForceRow {
         tenant_uid: "u".into(),
@@ -200,13 +213,13 @@ fn in_force(revision: i64, version: &str, digest: &str) -> InForceRow {
 
 pub async fn the_high_water_mark_compares_versions<S: Store>(store: &S) {
     assert_eq!(store.high_water("u", "base").await.unwrap(), None);
-    store.put_in_force(&in_force(1, "1.9.0", "d1")).await.unwrap();
-    store.put_in_force(&in_force(2, "1.10.0", "d2")).await.unwrap();
+    store.put_in_force(&in_force(1, "1.9.0", "d1"), &arrival(&[])).await.unwrap();
+    store.put_in_force(&in_force(2, "1.10.0", "d2"), &arrival(&[])).await.unwrap();
     let mark = Some(("1.10.0".to_owned(), "d2".to_owned()));
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark);
-    store.put_in_force(&in_force(3, "1.9.0", "d1")).await.unwrap();
+    store.put_in_force(&in_force(3, "1.9.0", "d1"), &arrival(&[])).await.unwrap();
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark, "a rollback leaves it");
-    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3")).await.unwrap();
+    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3"), &arrival(&[])).await.unwrap();
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark, "a pre-release is below its release");
     let revisions = store.in_force("u").await.unwrap();
     assert_eq!(revisions.iter().map(|r| r.revision).collect::<Vec<_>>(), [4, 3, 2, 1]);
@@ -214,10 +227,10 @@ pub async fn the_high_water_mark_compares_versions<S: Store>(store: &S) {
     assert!(store.in_force("other").await.unwrap().is_empty(), "another namespace inherits nothing");
     assert_eq!(store.high_water("other", "base").await.unwrap(), None);
 
-    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3")).await.unwrap();
-    let error = store.put_in_force(&in_force(4, "9.0.0", "d9")).await.unwrap_err();
+    store.put_in_force(&in_force(4, "1.10.0-rc.1", "d3"), &arrival(&[])).await.unwrap();
+    let error = store.put_in_force(&in_force(4, "9.0.0", "d9"), &arrival(&[])).await.unwrap_err();
     assert!(matches!(error, StoreError::Invalid { field: "revision", .. }), "{error}");
-    let error = store.put_in_force(&in_force(5, "one", "d9")).await.unwrap_err();
+    let error = store.put_in_force(&in_force(5, "one", "d9"), &arrival(&[])).await.unwrap_err();
     assert!(error.to_string().contains("`one`"), "{error}");
     assert_eq!(store.in_force("u").await.unwrap().len(), 4, "half of it was not kept");
     assert_eq!(store.high_water("u", "base").await.unwrap(), mark);

@@ -13,6 +13,9 @@ pub mod audit;
 mod chain;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod contract_history;
+mod history;
 mod rollouts;
 mod sink;
 mod sqlite;
@@ -23,6 +26,7 @@ pub(crate) mod testing;
 pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::Columns;
+pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
 use rollouts::{rollout_json, rollout_of_json};
 pub use sink::{AnchorSink, FileSink};
@@ -187,7 +191,7 @@ pub struct InForceRow {
 }
 
 /// Everything but the hot path.
-pub trait Store: Send + Sync {
+pub trait Store: History + Send + Sync {
     /// Decisions of a tenant, newest first.
     fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>>;
     /// One decision of a tenant.
@@ -198,8 +202,9 @@ pub trait Store: Send + Sync {
     fn live_sessions(&self) -> StoreFuture<'_, Vec<SessionRow>>;
     /// Writes sessions (new ones and changed ones) in one transaction.
     fn save_sessions<'a>(&'a self, sessions: &'a [SessionRow]) -> StoreFuture<'a, ()>;
-    /// Records what came in force, and lifts the high-water mark of (tenant UID, package) to its version, in one transaction.
-    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()>;
+    /// Records what came in force, and lifts the high-water mark of (tenant UID, package) to its version, in one transaction; the
+    /// history of its policies comes with it. Of a revision that is recorded already nothing changes.
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()>;
     /// All revisions that were in force in this namespace, newest first.
     fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>>;
     /// Highest version of the package that was ever in force in this namespace, with its digest.

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{InForceRow, StoreError, StoreFuture};
+use super::{Arrival, InForceRow, StoreError, StoreFuture};
 use crate::api::{RolloutVerdict, TenantRolloutStatus};
 
 /// Where a rollout stands.
@@ -97,8 +97,9 @@ pub struct RolloutCommit {
 pub trait Rollouts: Send + Sync {
     /// Where the rollout of this namespace stands; None: it never took a step.
     fn rollout_state<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Option<RolloutState>>;
-    /// Takes a step in one transaction. False: somebody else took one since `expected`, and nothing is changed.
-    fn commit_rollout<'a>(&'a self, commit: &'a RolloutCommit) -> StoreFuture<'a, bool>;
+    /// Takes a step in one transaction, with what the history is told of each row of `in_force`, in order. False: somebody else took
+    /// a step since `expected`, and nothing is changed.
+    fn commit_rollout<'a>(&'a self, commit: &'a RolloutCommit, arrivals: &'a [Arrival]) -> StoreFuture<'a, bool>;
     /// What has failed under this spec.
     fn rollout_failures<'a>(&'a self, tenant_uid: &'a str, spec_hash: &'a str)
     -> StoreFuture<'a, Vec<RolloutFailure>>;

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 
 mod anchoring;
 mod decisions;
+mod history;
 mod journal;
 mod ledger;
 mod queue;
@@ -38,7 +39,7 @@ use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
 use super::{
-    AnchorSink, AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store,
+    AnchorSink, Arrival, AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store,
     StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
@@ -331,6 +332,7 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(vec![
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
+        of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
         of(5, "rollouts", include_str!("../../migrations/sqlite/0005_rollouts.sql")),
     ])
 }
@@ -428,8 +430,9 @@ impl Store for SqliteStore {
         })
     }
 
-    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()> {
-        Box::pin(async move { self.write(Write::InForce(row.clone())).await.map(drop) })
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()> {
+        let both = Box::new((row.clone(), arrival.clone()));
+        Box::pin(async move { self.write(Write::InForce(both)).await.map(drop) })
     }
 
     fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>> {

@@ -10,8 +10,9 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use crate::api::Envelope;
 use crate::store::chain::{Hash, RowsDigest};
+use crate::store::sqlite::history;
 use crate::store::{
-    CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, StoreError, Tombstone, statement,
+    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, StoreError, Tombstone, statement,
 };
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
@@ -23,9 +24,15 @@ const RETAIN_ROWS: usize = 200;
 /// A job of the writer.
 pub(super) enum Write {
     Sessions(Vec<SessionRow>),
-    InForce(InForceRow),
+    InForce(Box<(InForceRow, Arrival)>),
+    Applied {
+        tenant: String,
+        digest: String,
+        username: String,
+        at: Timestamp,
+    },
     /// A step of a rollout.
-    Rollout(Box<RolloutCommit>),
+    Rollout(Box<(RolloutCommit, Vec<Arrival>)>),
     Signer(String),
     Call(String, CallReport),
     ParseBegins(String),
@@ -66,8 +73,11 @@ pub(super) async fn apply(
 ) -> Result<u64, StoreError> {
     match write {
         Write::Sessions(rows) => save_sessions(conn, rows).await,
-        Write::InForce(row) => put_in_force(conn, row).await,
-        Write::Rollout(step) => super::rollouts::commit(conn, *step).await,
+        Write::InForce(both) => put_in_force(conn, both.0, both.1).await,
+        Write::Applied { tenant, digest, username, at } => {
+            history::note_applied(conn, &tenant, &digest, &username, at).await
+        }
+        Write::Rollout(step) => super::rollouts::commit(conn, step.0, step.1).await,
         Write::Signer(uid) => {
             let sql = "INSERT INTO signer_seen (tenant_uid) VALUES (?) ON CONFLICT DO NOTHING";
             Ok(sqlx::query(sql).bind(uid).execute(conn).await?.rows_affected())
@@ -125,7 +135,7 @@ fn version(what: &'static str, text: &str) -> Result<semver::Version, StoreError
     semver::Version::parse(text).map_err(|e| StoreError::Corrupt { what, why: format!("`{text}`: {e}") })
 }
 
-pub(super) async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -> Result<u64, StoreError> {
+pub(super) async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow, arrival: Arrival) -> Result<u64, StoreError> {
     let new = version("version of the package", &row.version)?;
     let sql = "SELECT * FROM in_force WHERE tenant_uid = ? AND revision = ?";
     let known = sqlx::query(sql).bind(&row.tenant_uid).bind(row.revision).fetch_optional(&mut *conn).await?;
@@ -142,9 +152,12 @@ pub(super) async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -
             ),
         });
     }
+    history::put_policies(conn, &row, &arrival.policies).await?;
+    let (by, reason) = arrival.rollback.map(|r| (r.by, r.reason)).unzip();
     sqlx::query(
-        "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified, at, author, \
+         applied_by, rolled_back_by, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
+         coalesce((SELECT username FROM applied WHERE tenant = ?3 AND digest = ?6), ?11), ?12, ?13)",
     )
     .bind(&row.tenant_uid)
     .bind(row.revision)
@@ -154,6 +167,11 @@ pub(super) async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow) -
     .bind(&row.digest)
     .bind(&row.key_fingerprint)
     .bind(row.first_verified.as_microsecond())
+    .bind(arrival.at.as_microsecond())
+    .bind(arrival.author)
+    .bind(arrival.applied_by)
+    .bind(by)
+    .bind(reason)
     .execute(&mut *conn)
     .await?;
     let sql = "SELECT version FROM high_water WHERE tenant_uid = ? AND package = ?";

@@ -6,12 +6,20 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use super::SqliteStore;
 use super::ledger::{Write, put_in_force, time};
 use crate::store::{
-    RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts, StoreError, StoreFuture, rollout_json,
+    Arrival, RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts, StoreError, StoreFuture, rollout_json,
     rollout_of_json,
 };
 
 /// Takes a step; 0: somebody else took one first.
-pub(super) async fn commit(conn: &mut SqliteConnection, step: RolloutCommit) -> Result<u64, StoreError> {
+pub(super) async fn commit(
+    conn: &mut SqliteConnection,
+    step: RolloutCommit,
+    arrivals: Vec<Arrival>,
+) -> Result<u64, StoreError> {
+    if step.in_force.len() != arrivals.len() {
+        let why = format!("{} for {} rows", arrivals.len(), step.in_force.len());
+        return Err(StoreError::Invalid { field: "arrivals", why });
+    }
     let sql = "SELECT version FROM rollout_state WHERE tenant_uid = ?";
     let version: Option<i64> = sqlx::query_scalar(sql).bind(&step.tenant_uid).fetch_optional(&mut *conn).await?;
     if version.unwrap_or(0) != step.expected {
@@ -27,8 +35,8 @@ pub(super) async fn commit(conn: &mut SqliteConnection, step: RolloutCommit) -> 
     .bind(rollout_json("state of a rollout", &step.state)?)
     .execute(&mut *conn)
     .await?;
-    for row in step.in_force {
-        put_in_force(&mut *conn, row).await?;
+    for (row, arrival) in step.in_force.into_iter().zip(arrivals) {
+        put_in_force(&mut *conn, row, arrival).await?;
     }
     for failure in &step.failures {
         // The first cause stays: what came later changed nothing.
@@ -95,8 +103,11 @@ impl Rollouts for SqliteStore {
         Box::pin(state(&self.readers, tenant_uid))
     }
 
-    fn commit_rollout<'a>(&'a self, step: &'a RolloutCommit) -> StoreFuture<'a, bool> {
-        Box::pin(async move { Ok(self.write(Write::Rollout(Box::new(step.clone()))).await? == 1) })
+    fn commit_rollout<'a>(&'a self, step: &'a RolloutCommit, arrivals: &'a [Arrival]) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let step = Box::new((step.clone(), arrivals.to_vec()));
+            Ok(self.write(Write::Rollout(step)).await? == 1)
+        })
     }
 
     fn rollout_failures<'a>(

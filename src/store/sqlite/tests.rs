@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::store::audit::Report;
 use crate::store::contract::{self, commit, verify};
+use crate::store::contract_history;
 use crate::store::testing::record;
 use crate::store::{Anchor, FileSink, statement};
 
@@ -54,6 +55,65 @@ async fn what_became_of_a_call_is_said_once() {
 #[tokio::test]
 async fn the_high_water_mark_compares_versions() {
     contract::the_high_water_mark_compares_versions(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn every_text_has_its_versions() {
+    contract_history::every_text_has_its_versions(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn writers_at_once_leave_no_gap() {
+    let (_dir, store) = fresh().await;
+    contract_history::writers_at_once_leave_no_gap(&[store]).await;
+}
+
+/// Whoever has the file, also without Remit.
+#[tokio::test]
+async fn the_database_itself_keeps_the_history() {
+    let (dir, store) = fresh().await;
+    contract_history::every_text_has_its_versions(&*store).await;
+    store.close().await;
+    let options =
+        SqliteConnectOptions::new().filename(dir.path().join(DATABASE_FILE)).busy_timeout(Duration::from_secs(30));
+    let mut conn = options.connect().await.unwrap();
+    let kept = "SELECT count(*) FROM policy_versions";
+    let before: i64 = sqlx::query_scalar(kept).fetch_one(&mut conn).await.unwrap();
+    for sql in [
+        "DELETE FROM policy_versions WHERE version = 2",
+        "UPDATE policy_versions SET rolled_back_by = 'mallory'",
+        "INSERT INTO policy_versions SELECT tenant_uid, package, policy, version + 2, time, change, sha256, digest, package_version, \
+         former, key_fingerprint, author, applied_by, rolled_back_by, reason, revision FROM policy_heads",
+        "DELETE FROM policy_texts",
+    ] {
+        assert!(sqlx::query(sql).execute(&mut conn).await.is_err(), "{sql}");
+    }
+    assert_eq!(sqlx::query_scalar::<_, i64>(kept).fetch_one(&mut conn).await.unwrap(), before);
+    // Two writers at once that know nothing of each other.
+    let writers: Vec<_> = (0..2_i64)
+        .map(|writer| {
+            let options = options.clone();
+            tokio::spawn(async move {
+                let mut conn = options.connect().await.unwrap();
+                for n in 0..30 {
+                    let revision = 100 + 2 * n + writer;
+                    let sql = format!(
+                        "BEGIN IMMEDIATE; INSERT INTO policy_texts VALUES ('uid-acme', 's{revision}', 't'); \
+                         INSERT INTO package_policies VALUES ('uid-acme', 'x{revision}', 'a', 's{revision}'); \
+                         INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, first_verified) \
+                         VALUES ('uid-acme', {revision}, 'acme', 'base', '1.0.0', 'x{revision}', 0); COMMIT"
+                    );
+                    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let sql = "SELECT version FROM policy_versions WHERE package = 'base' AND policy = 'a' ORDER BY version";
+    let versions: Vec<i64> = sqlx::query_scalar(sql).fetch_all(&mut conn).await.unwrap();
+    assert_eq!(versions, (1..=64).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -193,7 +253,8 @@ async fn a_job_that_fails_takes_no_record_with_it() {
         first_verified: Timestamp::UNIX_EPOCH,
         revision: 1,
     };
-    let (appended, job) = (store.append(record("acme", 1)).unwrap(), store.put_in_force(&bad));
+    let nothing = contract::arrival(&[]);
+    let (appended, job) = (store.append(record("acme", 1)).unwrap(), store.put_in_force(&bad, &nothing));
     let (appended, job) = tokio::join!(appended, job);
     assert_eq!(appended.unwrap().seq, 1);
     assert!(job.is_err());
