@@ -221,6 +221,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
                 gate: remit::gate::check,
                 lanes: Lanes::default(),
                 past: Arc::new(remit::source::past::NothingPast),
+                shadow: Arc::new(remit::server::Shadow::off()),
             }))
         }
     };

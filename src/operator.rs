@@ -21,13 +21,14 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
+use crate::controllers::preflight::NoEvidence;
 use crate::controllers::{self, Context};
-use crate::gate::Snapshot;
+use crate::gate::{Snapshot, arms_key};
 use crate::policy::PublicKey;
 use crate::server::issuers::{self, Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, ServingCertificate, TlsError, serve};
 use crate::server::{
-    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings,
+    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, Shadow,
     SystemClock, admission, health_router, retain, router,
 };
 use crate::source::compile::Compiler;
@@ -72,6 +73,9 @@ pub enum OperatorError {
     /// Signals.
     #[error("signals can't be waited for: {0}")]
     Signal(std::io::Error),
+    /// The thread of the shadow evaluations.
+    #[error("the thread that compares the packages of rollouts can't be started: {0}")]
+    Thread(std::io::Error),
     /// Something that should run for ever ended.
     #[error("{0} ended: see the log")]
     Ended(&'static str),
@@ -114,7 +118,8 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let freshness = Arc::new(Freshness::new(Instant::now()));
     let compiler = Arc::new(Compiler::new(store.clone()));
     let faults = Arc::new(Faults::default());
-    let feed = Feed::start(&args, &client, &installation, &compiler, &snapshot, &faults, &freshness).await;
+    let arms_key = arms_key(&keys.redaction);
+    let feed = Feed::start(&args, &client, &installation, &compiler, &snapshot, &faults, &freshness, arms_key).await;
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
 
     let reporter = Reporter { controller: "remit".into(), instance: std::env::var("POD_NAME").ok() };
@@ -134,6 +139,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
+        rollout: controllers::tenant_rollout::Rollout::new(sqlite.clone(), sqlite.clone(), Arc::new(NoEvidence)),
         issuers: issuers.clone(),
         failures: AtomicU64::new(0),
     });
@@ -145,6 +151,8 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let reviews = Arc::new(reviews);
     let reviewed = ReviewedTokens::new(reviews.clone(), own.clone(), clock.clone(), metrics.clone());
     let authenticator = authenticator(issuers, own, Arc::new(reviewed), &metrics)?;
+    let shadow = Shadow::start(sqlite.clone(), metrics.clone(), keys.redaction.to_vec());
+    let shadow = Arc::new(shadow.map_err(OperatorError::Thread)?);
     let state = Arc::new(Server {
         snapshot: snapshot.clone(),
         freshness,
@@ -164,6 +172,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         gate: crate::gate::check,
         lanes: crate::server::Lanes::default(),
         past,
+        shadow: shadow.clone(),
     });
     let tls = certificate.config()?;
     let admission = context::Admission::new(ctx.clone());
@@ -228,6 +237,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     for task in [keeper, sweeper, retention] {
         let _ = tokio::time::timeout(LAST_PASSES, task).await;
     }
+    shadow.close().await;
     sqlite.close().await;
     tracing::info!("stopped");
     match ended {
@@ -303,6 +313,7 @@ struct Feed {
 }
 
 impl Feed {
+    #[allow(clippy::too_many_arguments)]
     async fn start(
         args: &Operator,
         client: &Client,
@@ -311,6 +322,7 @@ impl Feed {
         snapshot: &Arc<ArcSwap<Snapshot>>,
         faults: &Arc<Faults>,
         freshness: &Arc<Freshness>,
+        arms_key: [u8; 32],
     ) -> Self {
         let (to_index, for_index) = mpsc::unbounded_channel();
         let (to_controllers, changes) = mpsc::unbounded_channel();
@@ -328,6 +340,7 @@ impl Feed {
             namespace: args.namespace.clone(),
             installation: installation.to_owned(),
             declared: args.platform_package.clone(),
+            arms_key,
         };
         let (ready, readiness) = watch::channel(false);
         let index = Index::new(sources, snapshot.clone(), faults.clone(), vec![to_controllers], pulse, ready);

@@ -160,6 +160,8 @@ mod tests {
         let narrowed = Invariant { tier: Some(Tier::Admin), ..Invariant::named("unknown_tools_denied") };
         assert!(narrowed.meaning().is_err(), "a built-in one can't be narrowed to nothing");
         assert!(Invariant { agent_trust_below: Some(5), ..own }.meaning().is_err());
-        assert!(serde_json::from_str::<Invariant>(r#"{"name": "x", "expect": "neverAllow", "teir": "admin"}"#).is_err());
+        assert!(
+            serde_json::from_str::<Invariant>(r#"{"name": "x", "expect": "neverAllow", "teir": "admin"}"#).is_err()
+        );
     }
 }

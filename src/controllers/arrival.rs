@@ -53,6 +53,6 @@ pub fn arrival(
 fn applied_by(ctx: &Context, tenant: &str, wanted: &str) -> Option<String> {
     let packages = ctx.objects.packages_of(tenant);
     let package = packages.iter().filter_map(|p| p.0.as_ref().ok()).find(|p| digest(&p.spec) == wanted)?;
-    let managers = package.managed_fields().iter().filter(|m| m.subresource.is_none());
+    let mut managers = package.managed_fields().iter().filter(|m| m.subresource.is_none());
     managers.next_back().and_then(|m| m.manager.clone()).map(|manager| format!("field manager {manager}"))
 }

@@ -25,6 +25,7 @@ pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(JournalNumbers(store.clone())));
     registry.register_collector(Box::new(Numbers(ctx.clone())));
+    registry.register_collector(Box::new(ctx.rollout.numbers.collector(ctx.objects.clone())));
     registry
 }
 

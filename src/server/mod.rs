@@ -28,6 +28,7 @@ mod review_api;
 mod reviews;
 mod search;
 mod sessions;
+mod shadow;
 pub mod tls;
 mod why;
 mod wire;
@@ -61,6 +62,7 @@ pub use retention::retain;
 pub use review_api::KubeReviews;
 pub use reviews::NoVerdict;
 pub use sessions::Sessions;
+pub use shadow::Shadow;
 
 use crate::gate::{CheckInput, Checked, Snapshot};
 use crate::source::past::PastPackages;
@@ -123,6 +125,8 @@ pub struct Server {
     pub lanes: Lanes,
     /// Packages that were in force before, for explaining.
     pub past: Arc<dyn PastPackages>,
+    /// Compares the packages of a rollout, off the answers' path.
+    pub shadow: Arc<Shadow>,
 }
 
 pub use lanes::Lanes;

@@ -14,6 +14,8 @@ mod chain;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod contract_arms;
+#[cfg(test)]
 mod contract_history;
 mod history;
 mod rollouts;
@@ -25,7 +27,7 @@ pub(crate) mod testing;
 
 pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
-pub use chain::Columns;
+pub use chain::{Columns, RolloutColumns};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
 use rollouts::{rollout_json, rollout_of_json};

@@ -101,8 +101,7 @@ pub trait Rollouts: Send + Sync {
     /// a step since `expected`, and nothing is changed.
     fn commit_rollout<'a>(&'a self, commit: &'a RolloutCommit, arrivals: &'a [Arrival]) -> StoreFuture<'a, bool>;
     /// What has failed under this spec.
-    fn rollout_failures<'a>(&'a self, tenant_uid: &'a str, spec_hash: &'a str)
-    -> StoreFuture<'a, Vec<RolloutFailure>>;
+    fn rollout_failures<'a>(&'a self, tenant_uid: &'a str, spec_hash: &'a str) -> StoreFuture<'a, Vec<RolloutFailure>>;
     /// What happened, newest first, at most `limit` (1 to 1000).
     fn rollout_records<'a>(&'a self, tenant_uid: &'a str, limit: u32) -> StoreFuture<'a, Vec<RolloutRecord>>;
 }

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
 mod anchoring;
+mod arms;
 mod decisions;
 mod history;
 mod journal;
@@ -334,6 +335,7 @@ fn migrator() -> Migrator {
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
         of(5, "rollouts", include_str!("../../migrations/sqlite/0005_rollouts.sql")),
+        of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
     ])
 }
 

@@ -18,7 +18,12 @@ use crate::source::kubernetes::call;
 use crate::source::recorded::{BYTES_LABEL, PackageBytes, check};
 
 impl Pass<'_> {
-    pub(super) async fn keep(&self, spec: &PolicyPackageSpec, digest: &str, key: Option<String>) -> Result<(), ReconcileError> {
+    pub(super) async fn keep(
+        &self,
+        spec: &PolicyPackageSpec,
+        digest: &str,
+        key: Option<String>,
+    ) -> Result<(), ReconcileError> {
         keep_bytes(self.ctx, &self.tenant.name, spec, digest, key, Some(owner(self.rollout)), 1).await
     }
 
@@ -141,4 +146,3 @@ pub async fn keep_bytes(
     call("controllerrevisions", api.create(&by_remit(), &kept)).await?;
     Ok(())
 }
-

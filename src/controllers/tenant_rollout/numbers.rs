@@ -73,7 +73,7 @@ impl Collector for Collected {
             RolloutPhase::Degraded => "Degraded",
         };
         for phase in [RolloutPhase::Healthy, RolloutPhase::Progressing, RolloutPhase::Paused, RolloutPhase::Degraded] {
-            phases.get_or_create(&Phase { phase: name(phase) });
+            drop(phases.get_or_create(&Phase { phase: name(phase) }));
         }
         for rollout in self.objects.rollouts.state().iter().filter_map(|r| r.0.as_ref().ok()) {
             let Some(status) = &rollout.status else { continue };
@@ -88,7 +88,11 @@ impl Collector for Collected {
         encode("remit_rollout_phase", "TenantRollouts by phase", &phases)?;
         encode("remit_rollout_stage", "Stage of the candidate, from 1", &stages)?;
         encode("remit_rollout_stage_percent", "Sessions that the candidate decides for, of 100", &percents)?;
-        encode("remit_rollout_taken_back", "Candidates that were taken back for what they did", &self.numbers.taken_back)?;
+        encode(
+            "remit_rollout_taken_back",
+            "Candidates that were taken back for what they did",
+            &self.numbers.taken_back,
+        )?;
         let help = "From the newest decision that was counted to the status by which the candidate decides for nobody";
         encode("remit_rollout_rollback_seconds", help, &self.numbers.seconds)
     }

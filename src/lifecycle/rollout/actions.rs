@@ -3,9 +3,9 @@
 //! Who may was checked when the entry was written; here it is about whether it can be done. All entries are handled in one pass, so
 //! that a list that is filled up holds back nobody.
 
+use super::Pass;
 use super::stages::Standing;
 use super::words::{clip_to, named};
-use super::Pass;
 use crate::api::{HandledAction, HistoryEntry, HoldReason, HumanAction, RevisionStatus};
 
 /// Handled actions that the status keeps, besides those that are still in the list.
@@ -177,18 +177,25 @@ impl Pass<'_> {
     fn target(&self, number: Option<i64>, stable: &RevisionStatus) -> Result<RevisionStatus, String> {
         let recorded = |h: &HistoryEntry| self.o.recorded.iter().any(|r| r.revision == h.revision.revision);
         let completed = |h: &HistoryEntry| h.phase == "completed" || recorded(h);
-        let bad = |h: &HistoryEntry| h.revision.key_fingerprint.as_ref().is_some_and(|k| self.o.keys.compromised.contains(k));
+        let bad =
+            |h: &HistoryEntry| h.revision.key_fingerprint.as_ref().is_some_and(|k| self.o.keys.compromised.contains(k));
         let entry = match number {
             Some(n) => {
                 let entry = self.status.history.iter().find(|h| h.revision.revision == n);
                 entry.ok_or_else(|| format!("there is no revision {n} in the history"))?
             }
             None => {
+                // What was left once is not gone back to by default.
+                let left = |h: &HistoryEntry| {
+                    let later = self.status.history.iter().filter(|l| l.revision.revision > h.revision.revision);
+                    later.filter(|l| l.phase == "rolled_back").any(|l| l.revision.digest == h.revision.digest)
+                };
                 let before = |h: &&HistoryEntry| {
                     h.revision.revision < stable.revision
                         && h.phase == "completed"
                         && h.revision.digest != stable.digest
                         && !bad(h)
+                        && !left(h)
                         && self.o.kept.contains(&h.revision.digest)
                 };
                 let newest = self.status.history.iter().filter(before).max_by_key(|h| h.revision.revision);

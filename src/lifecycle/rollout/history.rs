@@ -103,7 +103,8 @@ impl Pass<'_> {
     /// nothing.
     pub(super) fn leave_compromised(&mut self) {
         let o = self.o;
-        let compromised = |r: &RevisionStatus| r.key_fingerprint.as_ref().is_some_and(|k| o.keys.compromised.contains(k));
+        let compromised =
+            |r: &RevisionStatus| r.key_fingerprint.as_ref().is_some_and(|k| o.keys.compromised.contains(k));
         if let Some(c) = self.status.candidate.clone().filter(compromised) {
             let note = format!("{} is taken back: its signer is compromised.", named(&c));
             self.drop_candidate("SignerCompromised", None, note.clone());

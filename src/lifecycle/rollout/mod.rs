@@ -6,15 +6,19 @@
 //! it is in doubt: what was in force stays, or nothing is.
 
 mod actions;
+#[cfg(test)]
+mod attack_tests;
 mod budgets;
+#[cfg(test)]
+mod edge_tests;
 mod history;
 mod selection;
+#[cfg(test)]
+mod stage_tests;
 mod stages;
 mod state;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod twin;
 mod verdict;
 mod words;
 

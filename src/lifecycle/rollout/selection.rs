@@ -25,9 +25,9 @@ enum Asked<'a> {
 pub fn is_exact(spec: &TenantRolloutSpec) -> bool {
     let Some(s) = &spec.package else { return false };
     let one = |v: &String| {
-        VersionReq::parse(v).is_ok_and(|r| {
-            matches!(r.comparators.as_slice(), [c] if c.op == Op::Exact && c.minor.is_some() && c.patch.is_some())
-        })
+        VersionReq::parse(v).is_ok_and(
+            |r| matches!(r.comparators.as_slice(), [c] if c.op == Op::Exact && c.minor.is_some() && c.patch.is_some()),
+        )
     };
     s.digest.is_some() || s.version.as_ref().is_some_and(one)
 }
@@ -72,6 +72,7 @@ impl Pass<'_> {
     /// Key of a package that may start now as far as its verdict goes; None: it may not.
     fn usable(&self, c: &Candidate) -> Option<Option<String>> {
         let refusal = match &c.verdict {
+            Ok(Some(key)) if self.o.keys.compromised.contains(key) => return None,
             Ok(key) => return Some(key.clone()),
             Err(refusal) => refusal,
         };
@@ -143,7 +144,9 @@ impl Pass<'_> {
             return self.conclude(&matching, Some(failure));
         }
         if let Some(gap) = o.schema_gap {
-            let why = format!("no rollout starts: the installed TenantRollout definition lacks {gap}; apply the chart's CRDs");
+            let why = format!(
+                "no rollout starts: the installed TenantRollout definition lacks {gap}; apply the chart's CRDs"
+            );
             return self.degraded("OutdatedDefinition", why);
         }
         if self.status.hold.as_ref().is_some_and(|h| h.reason == HoldReason::Person) {
@@ -221,7 +224,8 @@ impl Pass<'_> {
     /// The failure that is the newest thing that happened here, also where its object is gone by now.
     fn newest_failure(&self) -> Option<RolloutFailure> {
         let stable = self.status.stable.as_ref()?.revision;
-        let newest = self.status.history.iter().filter(|h| h.revision.revision > stable).max_by_key(|h| h.revision.revision)?;
+        let newest =
+            self.status.history.iter().filter(|h| h.revision.revision > stable).max_by_key(|h| h.revision.revision)?;
         self.failure_of(&newest.revision.digest).filter(|_| newest.phase == "rolled_back")
     }
 

@@ -132,7 +132,16 @@ impl Pass<'_> {
             Progress::Done(s) => {
                 self.status.replay = Some(format!(
                     "{} of {} decisions replayed ({} not replayable): {} critical, {} high, {} medium, {} low; {} expansions, {} restrictions; run {}",
-                    s.replayed, s.selected, s.not_replayable, s.critical, s.high, s.medium, s.low, s.expansions, s.restrictions, s.run
+                    s.replayed,
+                    s.selected,
+                    s.not_replayable,
+                    s.critical,
+                    s.high,
+                    s.medium,
+                    s.low,
+                    s.expansions,
+                    s.restrictions,
+                    s.run
                 ));
                 checks.extend(verdict::of_replay(spec, &candidate.digest, s));
             }

@@ -70,12 +70,18 @@ pub(super) fn of_replay(spec: &TenantRolloutSpec, candidate: &str, s: &ReplaySum
     let (limits, acknowledged) = (Limits::from(spec), acknowledged(spec, candidate));
     let needed = min_replayed(spec).max(1);
     let enough = if s.replayed >= needed { CheckResult::Pass } else { CheckResult::Inconclusive };
-    let value = format!("{} of {} decisions, {} without the facts of their time", s.replayed, s.selected, s.not_replayable);
+    let value =
+        format!("{} of {} decisions, {} without the facts of their time", s.replayed, s.selected, s.not_replayable);
     // The summary counts by severity; what restricts can't be critical.
     let expanding = s.high.saturating_sub(s.high_restrictions);
     vec![
         check("replay", enough, value, format!("at least {needed}"), None),
-        at_most("replayCriticalDrift", s.critical, limits.critical, worst(&s.worst, |e| e.severity == Severity::Critical)),
+        at_most(
+            "replayCriticalDrift",
+            s.critical,
+            limits.critical,
+            worst(&s.worst, |e| e.severity == Severity::Critical),
+        ),
         at_most("replayHighExpansions", expanding, limits.high, worst(&s.worst, high_expansion)),
         restrictions(
             "replayHighRestrictions",
@@ -263,16 +269,29 @@ fn errors(limits: &Limits, w: &Window) -> BudgetCheck {
     let parts: Vec<(u64, u64)> = w.canary.iter().map(|c| (c.errors, c.decisions)).collect();
     let rate = mean_percent(&parts, limits.min_samples);
     let example = w.canary.iter().find_map(|c| c.error_example.as_ref()).map(|d| format!("decision {d}"));
-    percent_at_most(NAME, rate, limits.errors, format!("{rate:.1} % of its decisions end in an evaluation error"), example)
+    percent_at_most(
+        NAME,
+        rate,
+        limits.errors,
+        format!("{rate:.1} % of its decisions end in an evaluation error"),
+        example,
+    )
 }
 
 fn latency(limits: &Limits, w: &Window) -> BudgetCheck {
     const NAME: &str = "latency";
     let made = total(&w.canary).min(total(&w.stable));
-    let (Some(before), Some(after), true) = (w.stable_p95_micros, w.canary_p95_micros, made >= limits.min_samples) else {
+    let (Some(before), Some(after), true) = (w.stable_p95_micros, w.canary_p95_micros, made >= limits.min_samples)
+    else {
         return too_few(NAME, made, limits, format!("at most {} % more", limits.latency_growth));
     };
     let growth = (after as f64 - before as f64) * 100.0 / before.max(1) as f64;
     let measured = if after < QUICK { 0.0 } else { growth };
-    percent_at_most(NAME, measured, limits.latency_growth, format!("95 of 100 within {after} µs, before {before} µs"), None)
+    percent_at_most(
+        NAME,
+        measured,
+        limits.latency_growth,
+        format!("95 of 100 within {after} µs, before {before} µs"),
+        None,
+    )
 }

@@ -1,9 +1,7 @@
 //! What people read: conditions and events, in plain English, without numbers that change every second.
 
 use super::{Effect, Pass};
-use crate::api::{
-    READY, RECONCILING, RevisionStatus, RolloutPhase, STALLED, clear_condition, set_condition,
-};
+use crate::api::{READY, RECONCILING, RevisionStatus, RolloutPhase, STALLED, clear_condition, set_condition};
 
 /// Longest text of a condition.
 const MAX_MESSAGE: usize = 200;
@@ -45,9 +43,14 @@ impl Pass<'_> {
     pub(super) fn degraded(&mut self, reason: &str, why: String) {
         self.status.phase = RolloutPhase::Degraded;
         let message = clip(&format!("{}; {why}", self.stays()));
-        let known = self.o.status.conditions.iter().any(|c| c.type_ == STALLED && c.reason == reason && c.message == message);
+        let known =
+            self.o.status.conditions.iter().any(|c| c.type_ == STALLED && c.reason == reason && c.message == message);
         if !known && !self.failed_now {
-            self.events.push(Effect::Event { warning: true, reason: "Degraded", note: format!("{}; {why}", self.stays()) });
+            self.events.push(Effect::Event {
+                warning: true,
+                reason: "Degraded",
+                note: format!("{}; {why}", self.stays()),
+            });
         }
         self.ready(false, reason, message.clone());
         self.only(Some((STALLED, reason, message)));

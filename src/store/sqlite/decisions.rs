@@ -5,7 +5,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::ledger::{signed, time, unsigned};
 use crate::store::chain::{Columns, Hash, body_hash, hex};
-use crate::store::{AuditRow, CallReport, DecisionFilter, Page, StoreError, StoredDecision};
+use crate::store::{AuditRow, CallReport, DecisionFilter, Page, RolloutColumns, StoreError, StoredDecision};
 
 /// Page size where none is asked for.
 const PAGE: u32 = 100;
@@ -156,6 +156,7 @@ fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
             session: row.try_get("session")?,
             action: row.try_get::<Option<String>, _>("action")?.unwrap_or_default(),
             outcome: row.try_get::<Option<String>, _>("outcome")?.unwrap_or_default(),
+            rollout: rollout(row)?,
         }),
         None => None,
     };
@@ -167,6 +168,24 @@ fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
         body_hash: row.try_get::<Option<&[u8]>, _>("body_hash")?.map(hex),
         tombstone: row.try_get::<Option<i64>, _>("tombstone")?.map(|n| unsigned("tombstone", n)).transpose()?,
     })
+}
+
+/// None only where none of the columns is there.
+fn rollout(row: &SqliteRow) -> Result<Option<RolloutColumns>, StoreError> {
+    let (uid, arm): (Option<String>, Option<String>) = (row.try_get("rollout_uid")?, row.try_get("arm")?);
+    let (subject, result): (Option<String>, Option<String>) = (row.try_get("subject")?, row.try_get("result")?);
+    let (revision, latency): (Option<i64>, Option<i64>) = (row.try_get("revision")?, row.try_get("latency")?);
+    if uid.is_none() && arm.is_none() && subject.is_none() && result.is_none() && revision.or(latency).is_none() {
+        return Ok(None);
+    }
+    Ok(Some(RolloutColumns {
+        tenant_uid: uid.unwrap_or_default(),
+        revision: revision.unwrap_or_default(),
+        arm: arm.unwrap_or_default(),
+        subject: subject.unwrap_or_default(),
+        result: result.unwrap_or_default(),
+        latency: latency.unwrap_or_default(),
+    }))
 }
 
 /// Names of all tenants with records. Steps from name to name through the index: DISTINCT would read all of it.

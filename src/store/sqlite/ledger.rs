@@ -12,7 +12,8 @@ use crate::api::Envelope;
 use crate::store::chain::{Hash, RowsDigest};
 use crate::store::sqlite::history;
 use crate::store::{
-    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, StoreError, Tombstone, statement,
+    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, ShadowRow, StoreError, Tombstone,
+    statement,
 };
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
@@ -35,6 +36,7 @@ pub(super) enum Write {
     Rollout(Box<(RolloutCommit, Vec<Arrival>)>),
     Signer(String),
     Call(String, CallReport),
+    Shadows(Vec<ShadowRow>),
     ParseBegins(String),
     ParseEnded(String),
     /// Parses that this process has under way are not deaths: it stops in good order.
@@ -88,6 +90,7 @@ pub(super) async fn apply(
             let insert = sqlx::query(sql).bind(decision).bind(report.outcome.as_str()).bind(duration);
             Ok(insert.bind(report.time.as_microsecond()).execute(conn).await?.rows_affected())
         }
+        Write::Shadows(rows) => super::arms::save(conn, rows).await,
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";
             Ok(sqlx::query(sql).bind(digest).execute(conn).await?.rows_affected())
@@ -135,7 +138,11 @@ fn version(what: &'static str, text: &str) -> Result<semver::Version, StoreError
     semver::Version::parse(text).map_err(|e| StoreError::Corrupt { what, why: format!("`{text}`: {e}") })
 }
 
-pub(super) async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow, arrival: Arrival) -> Result<u64, StoreError> {
+pub(super) async fn put_in_force(
+    conn: &mut SqliteConnection,
+    row: InForceRow,
+    arrival: Arrival,
+) -> Result<u64, StoreError> {
     let new = version("version of the package", &row.version)?;
     let sql = "SELECT * FROM in_force WHERE tenant_uid = ? AND revision = ?";
     let known = sqlx::query(sql).bind(&row.tenant_uid).bind(row.revision).fetch_optional(&mut *conn).await?;
@@ -232,6 +239,7 @@ async fn retain(
         .bind(json("tombstone", &envelope)?)
         .execute(&mut *conn)
         .await?;
+    super::arms::retain(conn, &tombstone.tenant, before).await?;
     let mut done = 0;
     for chunk in rows.chunks(RETAIN_ROWS) {
         let mut said: QueryBuilder<Sqlite> =
@@ -243,7 +251,8 @@ async fn retain(
         said.push("))").build().persistent(false).execute(&mut *conn).await?;
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
             "UPDATE records SET id = NULL, time = NULL, tenant = NULL, agent = NULL, delegator = NULL, session = NULL, \
-             action = NULL, outcome = NULL, body = NULL, body_hash = taken.column2, tombstone = ",
+             action = NULL, outcome = NULL, body = NULL, rollout_uid = NULL, revision = NULL, arm = NULL, subject = NULL, \
+             result = NULL, latency = NULL, body_hash = taken.column2, tombstone = ",
         );
         query.push_bind(next).push(" FROM (");
         query.push_values(chunk, |mut b, (seq, hash)| {

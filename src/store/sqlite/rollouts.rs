@@ -6,8 +6,8 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use super::SqliteStore;
 use super::ledger::{Write, put_in_force, time};
 use crate::store::{
-    Arrival, RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts, StoreError, StoreFuture, rollout_json,
-    rollout_of_json,
+    Arrival, RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts, StoreError, StoreFuture,
+    rollout_json, rollout_of_json,
 };
 
 /// Takes a step; 0: somebody else took one first.
@@ -110,11 +110,7 @@ impl Rollouts for SqliteStore {
         })
     }
 
-    fn rollout_failures<'a>(
-        &'a self,
-        tenant_uid: &'a str,
-        spec_hash: &'a str,
-    ) -> StoreFuture<'a, Vec<RolloutFailure>> {
+    fn rollout_failures<'a>(&'a self, tenant_uid: &'a str, spec_hash: &'a str) -> StoreFuture<'a, Vec<RolloutFailure>> {
         Box::pin(failures(&self.readers, tenant_uid, spec_hash))
     }
 

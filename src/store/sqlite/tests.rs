@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::store::audit::Report;
 use crate::store::contract::{self, commit, verify};
+use crate::store::contract_arms;
 use crate::store::contract_history;
 use crate::store::testing::record;
 use crate::store::{Anchor, FileSink, statement};
@@ -125,6 +126,31 @@ async fn a_signer_stays_seen() {
 async fn retention_leaves_a_tombstone() {
     let (_dir, store) = fresh().await;
     contract::retention_leaves_a_tombstone(&*store, &key().verifying_key()).await;
+}
+
+#[tokio::test]
+async fn arms_are_counted_by_agent() {
+    contract_arms::arms_are_counted_by_agent(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn ninety_five_of_a_hundred_stay_below() {
+    contract_arms::ninety_five_of_a_hundred_stay_below(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn what_was_observed_counts_as_what_it_would_be() {
+    contract_arms::what_was_observed_counts_as_what_it_would_be(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn shadows_are_counted_and_the_worst_named() {
+    contract_arms::shadows_are_counted_and_the_worst_named(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn shadows_go_with_their_records() {
+    contract_arms::shadows_go_with_their_records(&*fresh().await.1).await;
 }
 
 #[tokio::test]
