@@ -146,9 +146,11 @@ pub struct CheckInput<'a> {
 }
 
 /// What the session table says of the session that a call names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SessionState {
     /// The call names none.
+    #[default]
     NotNamed,
     /// It is live and belongs to this agent of this tenant.
     Live,

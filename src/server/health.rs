@@ -7,11 +7,21 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::sync::watch;
 
 use super::AppState;
 
-/// The routes of the metrics port.
-pub fn router(state: AppState) -> Router {
+/// The routes of the metrics port. Not ready any more once `leaving` says so, while calls are still answered.
+pub fn router(state: AppState, leaving: watch::Receiver<bool>) -> Router {
+    let ready = move |state: State<AppState>| {
+        let leaving = *leaving.borrow();
+        async move {
+            match leaving {
+                true => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+                false => ready(state).await,
+            }
+        }
+    };
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))

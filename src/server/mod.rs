@@ -177,6 +177,7 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/audit/records", get(admin::audit_records))
         .route("/admin/audit/anchors", get(admin::audit_anchors))
         .route("/admin/audit/tombstones", get(admin::audit_tombstones))
+        .route("/admin/audit/writers", get(admin::audit_writers))
         .fallback(async || HttpError::not_found("unknown_route", "There is nothing at this address."))
         .method_not_allowed_fallback(async || {
             HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This address takes another method.")

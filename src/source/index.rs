@@ -475,3 +475,7 @@ impl Dirty {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod unit;

@@ -5,38 +5,15 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::ledger::{signed, time, unsigned};
 use crate::store::chain::{Columns, Hash, body_hash, hex};
+use crate::store::filter;
 use crate::store::{AuditRow, CallReport, DecisionFilter, Page, RolloutColumns, StoreError, StoredDecision};
-
-/// Page size where none is asked for.
-const PAGE: u32 = 100;
-/// The largest page.
-const MAX_PAGE: u32 = 1000;
-/// The largest page of the chain.
-const MAX_AUDIT_PAGE: u32 = 10_000;
-/// The largest batch of retention: the writer does nothing else meanwhile.
-const MAX_RETAIN: u32 = 1000;
-/// What filters may ask for.
-const OUTCOMES: [&str; 4] = ["allow", "deny", "approval_required", "refused"];
-/// The same, of what was observed.
-const WOULD_BE: [&str; 2] = ["deny", "approval_required"];
 
 pub(super) async fn list(
     pool: &SqlitePool,
     tenant: &str,
     filter: &DecisionFilter,
 ) -> Result<Page<StoredDecision>, StoreError> {
-    let limit = filter.limit.unwrap_or(PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(StoreError::Invalid { field: "limit", why: format!("{limit} is not within 1 to {MAX_PAGE}") });
-    }
-    for (field, value, known) in
-        [("outcome", &filter.outcome, &OUTCOMES[..]), ("would_be", &filter.would_be, &WOULD_BE)]
-    {
-        if let Some(outcome) = value.as_deref().filter(|o| !known.contains(o)) {
-            let why = format!("`{}` is none of {}", outcome.escape_debug(), known.join(", "));
-            return Err(StoreError::Invalid { field, why });
-        }
-    }
+    let limit = filter.page_size()?;
     let mut query: QueryBuilder<Sqlite> =
         QueryBuilder::new("SELECT seq, hash, body, time FROM records WHERE tenant = ");
     query.push_bind(tenant.to_owned());
@@ -75,9 +52,8 @@ pub(super) async fn list(
         query.push(" AND time <= ").push_bind(time);
         query.push(" AND (time, seq) < (").push_bind(time).push(", ").push_bind(seq).push(")");
     }
-    query.push(" ORDER BY time DESC, seq DESC LIMIT ").push_bind(i64::from(limit) + 1);
+    query.push(" ORDER BY time DESC, seq DESC LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX));
     let rows = query.build().fetch_all(pool).await?;
-    let limit = limit as usize;
     let next = match rows.get(limit).and(rows.get(limit - 1)) {
         Some(last) => Some(format!("{}.{}", last.try_get::<i64, _>("time")?, last.try_get::<i64, _>("seq")?)),
         None => None,
@@ -89,7 +65,7 @@ pub(super) async fn list(
 fn read_page(page: &str) -> Result<(i64, i64), StoreError> {
     page.split_once('.')
         .and_then(|(time, seq)| Some((time.parse().ok()?, seq.parse().ok()?)))
-        .ok_or(StoreError::Invalid { field: "page", why: "not the `next` of a former page".into() })
+        .ok_or_else(filter::bad_page)
 }
 
 pub(super) async fn get(pool: &SqlitePool, tenant: &str, id: &str) -> Result<Option<StoredDecision>, StoreError> {
@@ -129,15 +105,10 @@ pub(super) async fn audit_rows(
     after: u64,
     limit: u32,
 ) -> Result<Vec<AuditRow>, StoreError> {
-    if !(1..=MAX_AUDIT_PAGE).contains(&limit) {
-        return Err(StoreError::Invalid {
-            field: "limit",
-            why: format!("{limit} is not within 1 to {MAX_AUDIT_PAGE}"),
-        });
-    }
+    let limit = filter::audit_limit(limit)?;
     let rows = sqlx::query("SELECT * FROM records WHERE seq > ? ORDER BY seq LIMIT ?")
         .bind(signed("after", after)?)
-        .bind(i64::from(limit))
+        .bind(limit)
         .fetch_all(conn)
         .await?;
     rows.iter().map(audit_row).collect()
@@ -207,13 +178,11 @@ pub(super) async fn retirable(
     before: jiff::Timestamp,
     batch: u32,
 ) -> Result<Vec<(u64, Hash)>, StoreError> {
-    if !(1..=MAX_RETAIN).contains(&batch) {
-        return Err(StoreError::Invalid { field: "batch", why: format!("{batch} is not within 1 to {MAX_RETAIN}") });
-    }
+    let batch = filter::retain_batch(batch)?;
     let rows = sqlx::query("SELECT seq, body FROM records WHERE tenant = ? AND time < ? ORDER BY time, seq LIMIT ?")
         .bind(tenant)
         .bind(before.as_microsecond())
-        .bind(i64::from(batch))
+        .bind(batch)
         .fetch_all(pool)
         .await?;
     rows.iter()

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use super::*;
 use crate::store::audit::Report;
 use crate::store::contract::{self, commit, verify};
-use crate::store::contract_arms;
-use crate::store::contract_history;
 use crate::store::testing::record;
 use crate::store::{Anchor, FileSink, statement};
+use crate::store::{contract_arms, contract_history, contract_replays};
 
 fn key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
@@ -49,6 +48,11 @@ async fn sessions_end_once() {
 }
 
 #[tokio::test]
+async fn only_what_the_store_has_not_seen_is_expired() {
+    contract::only_what_the_store_has_not_seen_is_expired(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn what_became_of_a_call_is_said_once() {
     contract::what_became_of_a_call_is_said_once(&*fresh().await.1).await;
 }
@@ -56,6 +60,26 @@ async fn what_became_of_a_call_is_said_once() {
 #[tokio::test]
 async fn the_high_water_mark_compares_versions() {
     contract::the_high_water_mark_compares_versions(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn run_id_overwrite() {
+    contract_replays::run_id_overwrite(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn run_of_another_tenant() {
+    contract_replays::run_of_another_tenant(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn runs_go_on_where_they_stopped() {
+    contract_replays::runs_go_on_where_they_stopped(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn selections_are_read_in_one_order() {
+    contract_replays::selections_are_read_in_one_order(&*fresh().await.1).await;
 }
 
 #[tokio::test]
@@ -115,6 +139,11 @@ async fn the_database_itself_keeps_the_history() {
     let sql = "SELECT version FROM policy_versions WHERE package = 'base' AND policy = 'a' ORDER BY version";
     let versions: Vec<i64> = sqlx::query_scalar(sql).fetch_all(&mut conn).await.unwrap();
     assert_eq!(versions, (1..=64).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn steps_of_rollouts_are_whole_and_in_order() {
+    crate::store::contract_rollouts::steps_are_whole_and_in_order(&*fresh().await.1).await;
 }
 
 #[tokio::test]
