@@ -313,7 +313,9 @@ proptest! {
             prop_assert_eq!(&w.stored, &crashed.stored, "cut after {} of {:?}", cut, next.effects);
             prop_assert_eq!(&w.recorded, &crashed.recorded);
             prop_assert_eq!(&w.failed, &crashed.failed);
-            prop_assert_eq!(&w.records, &crashed.records);
+            // The verdict's texts are the object's: what a crash kept from it is said again, not recorded again.
+            let bare = |w: &World| w.records.iter().map(|r| RolloutRecord { verdict: None, ..r.clone() }).collect::<Vec<_>>();
+            prop_assert_eq!(bare(&w), bare(&crashed));
             prop_assert_eq!(&w.kept, &crashed.kept);
             prop_assert_eq!(routes(&w.status), routes(&crashed.status));
             prop_assert_eq!(w.status.epoch, crashed.status.epoch);

@@ -104,11 +104,7 @@ impl Rollouts for PostgresStore {
         self.call(commit(self.pool(), step, arrivals))
     }
 
-    fn rollout_failures<'a>(
-        &'a self,
-        tenant_uid: &'a str,
-        spec_hash: &'a str,
-    ) -> StoreFuture<'a, Vec<RolloutFailure>> {
+    fn rollout_failures<'a>(&'a self, tenant_uid: &'a str, spec_hash: &'a str) -> StoreFuture<'a, Vec<RolloutFailure>> {
         self.call(failures(self.pool(), tenant_uid, spec_hash))
     }
 
