@@ -26,6 +26,8 @@ mod history;
 mod postgres;
 mod replays;
 mod rollouts;
+mod replicated;
+mod shipping;
 mod sink;
 mod sqlite;
 mod statement;
@@ -39,6 +41,8 @@ pub use chain::{Columns, RolloutColumns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
+pub use replicated::ReplicatedStore;
+pub use shipping::{Shipping, ShippingOptions};
 pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
 use rollouts::{rollout_json, rollout_of_json};
 pub use sink::{AnchorSink, FileSink};
@@ -47,6 +51,7 @@ pub use sqlite::{
 };
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
+use self::sqlite::outbox::{Numbered, Outgoing};
 use crate::api::Envelope;
 use crate::gate::{CallOutcome, DecisionRecord};
 
@@ -63,6 +68,9 @@ pub enum StoreError {
     /// The tenant's share of the queue, or the whole of it, is full. Allows are refused: `audit_unavailable`.
     #[error("the journal's queue is full")]
     Full,
+    /// Too much waits to be shipped, or the place it is shipped to says other things. Allows are refused: `audit_unavailable`.
+    #[error("the journal takes no allows: {0}")]
+    Behind(String),
     /// The writer has stopped: disk full, file gone, or shutting down.
     #[error("the journal is closed: {0}")]
     Closed(String),
