@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use regex::Regex;
-use remit::api::{Agent, PolicyPackage, PolicySigner, TenantProfile, TenantRollout};
+use remit::api::{Agent, PolicyPackage, PolicyReplay, PolicySigner, TenantProfile, TenantRollout};
 use remit::policy::digest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,7 +25,11 @@ fn rollout(version: &str) -> String {
 fn staged(version: &str, stages: Value) -> String {
     json!({
         "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
-        "spec": {"package": {"name": "core", "version": version}, "stages": stages, "onInconclusive": "Proceed"},
+        "spec": {
+            "package": {"name": "core", "version": version}, "stages": stages, "onInconclusive": "Proceed",
+            // What these packages permit is not what is looked at here.
+            "budgets": {"criticalDrift": 1_000_000, "highDrift": 1_000_000, "denialGrowthPercent": 100},
+        },
     })
     .to_string()
 }
@@ -90,8 +94,8 @@ impl Cluster {
         eventually_blocking(&format!("{action} was handled"), || {
             let handled = self.rollout(tenant)["status"]["handled"].clone();
             let found = handled.as_array().into_iter().flatten().find(|h| h["id"] == id);
-            match found.map(|h| h["result"].as_str().unwrap_or_default()) {
-                Some("done") => Ok(()),
+            match found.and_then(|h| h["result"].as_str()) {
+                Some(result) if result.starts_with("done") => Ok(()),
                 _ => Err(handled.to_string()),
             }
         });
@@ -299,13 +303,14 @@ fn fixtures_of_the_health_checks_are_objects_of_the_api() {
             "Agent" => strictly::<Agent>(&name, &object),
             "PolicyPackage" => strictly::<PolicyPackage>(&name, &object),
             "PolicySigner" => strictly::<PolicySigner>(&name, &object),
+            "PolicyReplay" => strictly::<PolicyReplay>(&name, &object),
             "TenantProfile" => strictly::<TenantProfile>(&name, &object),
             "TenantRollout" => strictly::<TenantRollout>(&name, &object),
             other => panic!("{name}: {other}"),
         }
         kinds.insert(kind);
     }
-    assert!(kinds.len() >= 5, "{kinds:?}");
+    assert!(kinds.len() >= 6, "{kinds:?}");
 }
 
 /// The names of Remit's metrics that a text speaks of, without the suffixes that the form of a metric gives.

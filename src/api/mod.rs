@@ -4,20 +4,24 @@
 
 #![allow(clippy::duplicated_attributes, reason = "kube's printer columns repeat type_ and json_path by design")]
 
+mod action;
 mod agent;
 mod conditions;
 mod crd;
 mod invariant;
 mod policy_package;
+mod policy_replay;
 mod policy_signer;
 mod tenant_profile;
 mod tenant_rollout;
 
+pub use action::*;
 pub use agent::*;
 pub use conditions::*;
 pub use crd::crds;
 pub use invariant::*;
 pub use policy_package::*;
+pub use policy_replay::*;
 pub use policy_signer::*;
 pub use tenant_profile::*;
 pub use tenant_rollout::*;

@@ -59,18 +59,20 @@ pub async fn audit_records(
     RawQuery(query): RawQuery,
     parts: Parts,
 ) -> Result<Response, HttpError> {
-    let (mut after, mut limit) = (0, AUDIT_ROWS.0);
+    let (mut after, mut limit, mut writer) = (0, AUDIT_ROWS.0, None);
     for (name, value) in parameters(&query.unwrap_or_default())? {
         match name.as_str() {
             "after" => {
                 after = value.parse().map_err(|_| HttpError::field(WRONG, "after", "must be a sequence number"))?
             }
             "limit" => limit = number("limit", &value, AUDIT_ROWS.1)?,
-            _ => return Err(unknown(&name, "after, limit")),
+            "writer" => writer = Some(value),
+            _ => return Err(unknown(&name, "after, limit, writer")),
         }
     }
     authorized(&state, &parts, &state.settings.operator_namespace).await?;
-    let rows = state.store.audit_rows(after, limit).await.map_err(failed)?;
+    let writer = writer.unwrap_or_else(|| state.store.audit_writer());
+    let rows = state.store.audit_rows(&writer, after, limit).await.map_err(failed)?;
     let mut lines = Vec::new();
     for row in &rows {
         serde_json::to_writer(&mut lines, row).map_err(|_| HttpError::internal())?;
@@ -79,18 +81,47 @@ pub async fn audit_records(
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/x-ndjson")], Body::from(lines)).into_response())
 }
 
-/// `GET /admin/audit/anchors`: the writer, and its signed anchors, oldest first.
-pub async fn audit_anchors(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
+/// `GET /admin/audit/writers`: this replica's writer, and the manifest of all.
+pub async fn audit_writers(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
     authorized(&state, &parts, &state.settings.operator_namespace).await?;
-    let anchors = state.store.audit_anchors().await.map_err(failed)?;
-    Ok(Json(json!({"writer": state.store.audit_writer(), "anchors": anchors})).into_response())
+    let writers = state.store.audit_writers().await.map_err(failed)?;
+    Ok(Json(json!({"writer": state.store.audit_writer(), "writers": writers})).into_response())
 }
 
-/// `GET /admin/audit/tombstones`: what retention has taken, signed, oldest first.
-pub async fn audit_tombstones(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
+/// `GET /admin/audit/anchors?writer=ID`: the writer, and its signed anchors, oldest first.
+pub async fn audit_anchors(
+    State(state): State<AppState>,
+    RawQuery(query): RawQuery,
+    parts: Parts,
+) -> Result<Response, HttpError> {
+    let writer = writer(&state, query)?;
     authorized(&state, &parts, &state.settings.operator_namespace).await?;
-    let tombstones = state.store.audit_tombstones().await.map_err(failed)?;
-    Ok(Json(json!({"writer": state.store.audit_writer(), "tombstones": tombstones})).into_response())
+    let anchors = state.store.audit_anchors(&writer).await.map_err(failed)?;
+    Ok(Json(json!({"writer": writer, "anchors": anchors})).into_response())
+}
+
+/// `GET /admin/audit/tombstones?writer=ID`: what retention has taken, signed, oldest first.
+pub async fn audit_tombstones(
+    State(state): State<AppState>,
+    RawQuery(query): RawQuery,
+    parts: Parts,
+) -> Result<Response, HttpError> {
+    let writer = writer(&state, query)?;
+    authorized(&state, &parts, &state.settings.operator_namespace).await?;
+    let tombstones = state.store.audit_tombstones(&writer).await.map_err(failed)?;
+    Ok(Json(json!({"writer": writer, "tombstones": tombstones})).into_response())
+}
+
+/// Whose chain is asked for; this replica's if nothing is said.
+fn writer(state: &Server, query: Option<String>) -> Result<String, HttpError> {
+    let mut writer = None;
+    for (name, value) in parameters(&query.unwrap_or_default())? {
+        match name.as_str() {
+            "writer" => writer = Some(value),
+            _ => return Err(unknown(&name, "writer")),
+        }
+    }
+    Ok(writer.unwrap_or_else(|| state.store.audit_writer()))
 }
 
 /// UID of the namespace as it is now: a re-created one does not see its predecessor's decisions. Empty where Remit knows
@@ -159,7 +190,7 @@ fn filter(query: &str) -> Result<DecisionFilter, HttpError> {
     }
 }
 
-fn unknown(name: &str, known: &str) -> HttpError {
+pub(super) fn unknown(name: &str, known: &str) -> HttpError {
     let name = name.escape_debug().take(64).collect::<String>();
     HttpError::field(WRONG, name, format!("is no filter: there are {known}"))
 }
@@ -168,13 +199,13 @@ fn time(name: &'static str, value: &str) -> Result<Timestamp, HttpError> {
     value.parse().map_err(|_| HttpError::field(WRONG, name, "must be a time such as 2026-01-31T12:00:00Z"))
 }
 
-fn number(name: &'static str, value: &str, max: u32) -> Result<u32, HttpError> {
+pub(super) fn number(name: &'static str, value: &str, max: u32) -> Result<u32, HttpError> {
     let number = value.parse().ok().filter(|n| (1..=max).contains(n));
     number.ok_or_else(|| HttpError::field(WRONG, name, format!("must be a number from 1 to {max}")))
 }
 
 /// Query parameters, decoded; each at most once and never empty, so that a filter can't silently mean something else.
-fn parameters(query: &str) -> Result<Vec<(String, String)>, HttpError> {
+pub(super) fn parameters(query: &str) -> Result<Vec<(String, String)>, HttpError> {
     let mut out: Vec<(String, String)> = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

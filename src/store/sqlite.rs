@@ -16,16 +16,20 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Row, SqlSafeStr};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinHandle;
 
 mod anchoring;
+mod arms;
+mod backlog;
 mod decisions;
 mod history;
 mod journal;
 mod ledger;
+pub(super) mod outbox;
 mod queue;
 mod reader;
+mod replays;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +38,7 @@ pub use queue::QueueLimits;
 pub use reader::ChainReader;
 
 use self::anchoring::Anchoring;
+use self::backlog::Backlog;
 use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
@@ -42,7 +47,7 @@ use super::{
     StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
-use crate::gate::DecisionRecord;
+use crate::gate::{DecisionRecord, Outcome};
 
 /// File of the database in the data directory.
 pub const DATABASE_FILE: &str = "remit.db";
@@ -89,6 +94,8 @@ pub struct SqliteOptions {
     pub sinks: Vec<Arc<dyn AnchorSink>>,
     /// How often an anchor is signed, while records come in.
     pub anchor_every: Duration,
+    /// Bytes that may wait to be shipped before allows are refused; None where nothing is shipped.
+    pub cap: Option<u64>,
 }
 
 impl Default for SqliteOptions {
@@ -99,6 +106,7 @@ impl Default for SqliteOptions {
             signing_key: None,
             sinks: Vec::new(),
             anchor_every: Duration::from_secs(10),
+            cap: None,
         }
     }
 }
@@ -110,6 +118,7 @@ pub struct SqliteStore {
     writer: Arc<str>,
     counters: Arc<JournalCounters>,
     anchoring: Arc<Anchoring>,
+    news: Arc<Notify>,
     tasks: Mutex<Option<Tasks>>,
 }
 
@@ -175,8 +184,11 @@ impl SqliteStore {
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy_with(connect.clone().create_if_missing(false).pragma("query_only", "ON"));
 
-        let queue = Arc::new(Queue::new(options.queue));
+        let there = if options.cap.is_some() { outbox::weight(&mut conn, 0, u64::MAX).await? } else { 0 };
+        let queue = Arc::new(Queue::new(options.queue, Arc::new(Backlog::new(options.cap, there))));
+        let news = Arc::new(Notify::new());
         let counters = Arc::new(JournalCounters::default());
+        counters.head_seq.store(head.seq, Ordering::Release);
         let restart_wal = Arc::new(AtomicBool::new(false));
         let written = Arc::new(AtomicU64::new(0));
         let key = options.signing_key.as_ref().map(SigningKey::verifying_key);
@@ -196,6 +208,7 @@ impl SqliteStore {
             signing_key: options.signing_key,
             restart_wal: restart_wal.clone(),
             written: written.clone(),
+            news: news.clone(),
             lock,
         };
         let (checkpoints_go_on, stopped) = oneshot::channel();
@@ -212,7 +225,7 @@ impl SqliteStore {
             anchors: tokio::spawn(anchoring.clone().run(options.anchor_every)),
         };
         tracing::info!(writer = %writer, seq = head.seq, synchronous = ?options.synchronous, "the journal is open");
-        Ok(Arc::new(Self { queue, readers, writer, counters, anchoring, tasks: Mutex::new(Some(tasks)) }))
+        Ok(Arc::new(Self { queue, readers, writer, counters, anchoring, news, tasks: Mutex::new(Some(tasks)) }))
     }
 
     /// Id of the writer, made at the first open and kept in the database.
@@ -249,6 +262,15 @@ impl SqliteStore {
         if let Err(error) = tasks.writer.await {
             tracing::error!(%error, "the journal's writer did not end well");
         }
+    }
+
+    /// There is one chain here.
+    fn own(&self, writer: &str) -> Result<(), StoreError> {
+        if writer == &*self.writer {
+            return Ok(());
+        }
+        let why = format!("`{}` has no chain here; there is {}", writer.escape_debug(), self.writer);
+        Err(StoreError::Invalid { field: "writer", why })
     }
 
     async fn write(&self, write: Write) -> Result<u64, StoreError> {
@@ -331,7 +353,10 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(vec![
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
+        of(3, "shipping", include_str!("../../migrations/sqlite/0003_shipping.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
+        of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
+        of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
     ])
 }
 
@@ -392,8 +417,9 @@ impl Journal for SqliteStore {
         let body =
             serde_json::to_string(&record).map_err(|e| StoreError::Corrupt { what: "record", why: e.to_string() })?;
         let body_hash = body_hash(body.as_bytes());
+        let allow = record.outcome == Outcome::Allow;
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Pending { columns: Columns::from(record), body, body_hash, reply })?;
+        self.queue.push(Pending { columns: Columns::from(record), body, body_hash, allow, reply })?;
         Ok(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(queue::closed())) }))
     }
 }
@@ -425,6 +451,38 @@ impl Store for SqliteStore {
                 self.write(Write::Sessions(sessions.to_vec())).await?;
             }
             Ok(())
+        })
+    }
+
+    fn session<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<SessionRow>> {
+        Box::pin(ledger::session(&self.readers, id))
+    }
+
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>> {
+        Box::pin(async move {
+            let ends = silent.iter().map(|(row, cutoff)| (row.id.clone(), *cutoff)).collect();
+            self.write(Write::EndSilent(ends, now)).await?;
+            let mut now_are = Vec::with_capacity(silent.len());
+            for (row, _) in silent {
+                now_are.extend(ledger::session(&self.readers, &row.id).await?);
+            }
+            Ok(now_are)
+        })
+    }
+
+    /// One process has the directory.
+    fn shared(&self) -> bool {
+        false
+    }
+
+    fn changed_sessions<'a>(&'a self, since: Option<&'a str>) -> StoreFuture<'a, (Vec<SessionRow>, String)> {
+        Box::pin(async move {
+            let live = if since.is_none() { self.live_sessions().await? } else { Vec::new() };
+            Ok((live, "all".to_owned()))
         })
     }
 
@@ -476,19 +534,32 @@ impl Store for SqliteStore {
         })
     }
 
-    fn audit_rows(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditRow>> {
-        Box::pin(async move { decisions::audit_rows(&mut *self.readers.acquire().await?, after, limit).await })
+    fn audit_rows<'a>(&'a self, writer: &'a str, after: u64, limit: u32) -> StoreFuture<'a, Vec<AuditRow>> {
+        Box::pin(async move {
+            self.own(writer)?;
+            decisions::audit_rows(&mut *self.readers.acquire().await?, after, limit).await
+        })
     }
 
     fn audit_writer(&self) -> String {
         self.writer.to_string()
     }
 
-    fn audit_anchors(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(async move { ledger::anchors(&mut *self.readers.acquire().await?).await })
+    fn audit_writers(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async move { Ok(vec![self.writer.to_string()]) })
     }
 
-    fn audit_tombstones(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(async move { ledger::tombstones(&mut *self.readers.acquire().await?).await })
+    fn audit_anchors<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
+        Box::pin(async move {
+            self.own(writer)?;
+            ledger::anchors(&mut *self.readers.acquire().await?).await
+        })
+    }
+
+    fn audit_tombstones<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
+        Box::pin(async move {
+            self.own(writer)?;
+            ledger::tombstones(&mut *self.readers.acquire().await?).await
+        })
     }
 }
