@@ -27,8 +27,8 @@ use crate::gate::Snapshot;
 use crate::server::issuers::{Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, serve};
 use crate::server::{
-    Authenticator, Freshness, JournalNumbers, Lanes, Metrics, Server, Sessions, Settings, SystemClock, note_router,
-    retain, router,
+    Authenticator, Freshness, JournalNumbers, Lanes, Metrics, Server, Sessions, Settings, Shadow, SystemClock,
+    note_router, retain, router,
 };
 use crate::source::compile::Compiler;
 use crate::source::feed::{Feed, FeedError, Whose, read_first};
@@ -155,6 +155,8 @@ impl Laptop {
             lanes: Lanes::default(),
             past: Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) }),
             control: None,
+            // A folder has one package at a time.
+            shadow: Arc::new(Shadow::off()),
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

@@ -1,9 +1,17 @@
 //! The operator process: puts the rooms together, starts them, and stops them in order.
+//!
+//! Every replica serves, from its own watches and its own journal; who holds the Lease reconciles besides. Losing it must never end
+//! the serving.
 
 mod anchors;
 mod context;
 mod control;
+mod election;
+mod feed;
+mod leading;
+mod listeners;
 mod metrics;
+mod serving;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,26 +22,31 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, Config, ResourceExt};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
 
+use self::election::{Election, Tally};
+use self::feed::Feed;
+use self::leading::Leading;
+use self::listeners::{Listeners, names};
 use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
+use crate::controllers::leadership::leadership;
 use crate::controllers::{self, Context};
-use crate::gate::Snapshot;
+use crate::gate::{Snapshot, arms_key};
+use crate::lifecycle::election::Terms;
 use crate::policy::PublicKey;
 use crate::server::issuers::{self, Issuer, Issuers, IssuersError};
-use crate::server::tls::{Limits, ServingCertificate, TlsError, serve};
+use crate::server::tls::{ServingCertificate, TlsError};
 use crate::server::{
-    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings,
-    SystemClock, admission, health_router, retain, router,
+    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, Shadow,
+    SystemClock,
 };
 use crate::source::compile::Compiler;
-use crate::source::index::{Faults, Index, Sources};
-use crate::source::kubernetes::{self, Objects, Pulse, SourceError, call};
+use crate::source::index::Faults;
+use crate::source::kubernetes::{self, SourceError, call};
 use crate::source::past::KeptObjects;
 use crate::store::{SqliteOptions, SqliteStore, Store, StoreError};
 
@@ -70,9 +83,15 @@ pub enum OperatorError {
     /// An address.
     #[error("{flag} {address}: {source}")]
     Listen { flag: &'static str, address: String, source: std::io::Error },
+    /// The times of the election.
+    #[error("{0}")]
+    Terms(String),
     /// Signals.
     #[error("signals can't be waited for: {0}")]
     Signal(std::io::Error),
+    /// The thread of the shadow evaluations.
+    #[error("the thread that compares the packages of rollouts can't be started: {0}")]
+    Thread(std::io::Error),
     /// Something that should run for ever ended.
     #[error("{0} ended: see the log")]
     Ended(&'static str),
@@ -82,6 +101,7 @@ pub enum OperatorError {
 pub async fn run(args: Operator) -> Result<(), OperatorError> {
     // Another library may have set one before; it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let terms = terms(&args)?;
     let listeners = Listeners::bind(&args).await?;
     let issuers = args.issuers.as_deref().map(issuers::read).transpose()?.unwrap_or_default();
     let config = Config::infer().await.map_err(|e| OperatorError::Config(e.to_string()))?;
@@ -110,14 +130,19 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let store: Arc<dyn Store> = sqlite.clone();
     let sessions = Arc::new(Sessions::load(store.as_ref()).await.map_err(store_error)?);
 
-    let (stop, stopped) = watch::channel(false);
     let snapshot: Arc<ArcSwap<Snapshot>> = Arc::default();
     let freshness = Arc::new(Freshness::new(Instant::now()));
     let compiler = Arc::new(Compiler::new(store.clone()));
     let faults = Arc::new(Faults::default());
-    let feed = Feed::start(&args, &client, &installation, &compiler, &snapshot, &faults, &freshness).await;
+    let arms_key = arms_key(&keys.redaction);
+    let into =
+        feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness, arms_key };
+    let mut feed = Feed::start(&args, &client, &installation, into).await;
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
 
+    let (office, leadership) = leadership();
+    let tally = Arc::new(Tally::default());
+    let election = Election::new(client.clone(), &args.namespace, identity(), terms, office, tally.clone());
     let reporter = Reporter { controller: "remit".into(), instance: std::env::var("POD_NAME").ok() };
     let published = Arc::new(Published::new(authority.bundle.clone()));
     let ctx = Arc::new(Context {
@@ -136,9 +161,10 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
         issuers: issuers.clone(),
+        leadership: leadership.clone(),
         failures: AtomicU64::new(0),
     });
-    let registry = metrics::registry(&sqlite, &ctx);
+    let registry = metrics::registry(&sqlite, &ctx, &tally);
     let metrics = Arc::new(Metrics::new(registry));
     let clock = Arc::new(SystemClock);
     let reviews = KubeReviews::new(client.clone());
@@ -146,6 +172,8 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let reviews = Arc::new(reviews);
     let reviewed = ReviewedTokens::new(reviews.clone(), own.clone(), clock.clone(), metrics.clone());
     let authenticator = authenticator(issuers, own, Arc::new(reviewed), &metrics)?;
+    let shadow = Shadow::start(sqlite.clone(), metrics.clone(), keys.redaction.to_vec());
+    let shadow = Arc::new(shadow.map_err(OperatorError::Thread)?);
     let state = Arc::new(Server {
         snapshot: snapshot.clone(),
         freshness,
@@ -166,23 +194,11 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         lanes: crate::server::Lanes::default(),
         past,
         control: Some(Arc::new(control::Control(ctx.clone()))),
+        shadow: shadow.clone(),
     });
-    let tls = certificate.config()?;
-    let admission = context::Admission::new(ctx.clone());
-    let mut servers = JoinSet::new();
-    let limits = Limits::default();
-    servers.spawn(serve(
-        listeners.checks,
-        Some(tls.clone()),
-        router(state.clone()),
-        limits,
-        metrics.clone(),
-        stopped.clone(),
-    ));
-    let webhook = admission::router(Arc::new(admission));
-    servers.spawn(serve(listeners.webhook, Some(tls), webhook, limits, metrics.clone(), stopped.clone()));
-    servers.spawn(serve(listeners.metrics, None, health_router(state.clone()), limits, metrics, stopped.clone()));
+    let mut servers = serving::start(listeners, &certificate, &state, &ctx)?;
 
+    let (stop, stopped) = watch::channel(false);
     let keeper = Keeper {
         client,
         namespace: args.namespace.clone(),
@@ -193,49 +209,79 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         }),
         replace_at: leaf.replace_at,
         published,
+        leadership: leadership.clone(),
     };
     let keeper = tokio::spawn(keeper.run(stopped.clone()));
     let sweeper = tokio::spawn(sessions.run(state, stopped.clone()));
-    let retention = tokio::spawn(retain(store, snapshot, args.namespace.clone(), stopped.clone()));
-    let mut ready = feed.ready;
-    let mut index = feed.index;
-    let mut controllers = JoinSet::new();
-    let mut changes = Some(feed.changes);
+    let leading = Leading { ctx, changes: feed.changes.clone(), grace: terms.grace() };
+    let mut reconciling = leading.start(election, feed.ready.clone());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), namespace = %args.namespace, %installation, listen = %args.listen,
         webhook = %args.webhook_listen, metrics = %args.metrics_listen, "the operator has started",
     );
-    let ended = loop {
-        let (mut term, mut int) = (wait_for(SignalKind::terminate())?, wait_for(SignalKind::interrupt())?);
-        tokio::select! {
-            _ = term.recv() => break None,
-            _ = int.recv() => break None,
-            _ = &mut index => break Some("the index"),
-            Some(_) = controllers.join_next() => break Some("a controller"),
-            Some(_) = servers.join_next() => break Some("a server"),
-            Ok(_) = ready.wait_for(|r| *r), if changes.is_some() => {
-                if let Some(changes) = changes.take() {
-                    controllers = controllers::start(ctx.clone(), changes, stopped.clone());
-                }
-            }
-        }
+    let (mut term, mut int) = (wait_for(SignalKind::terminate())?, wait_for(SignalKind::interrupt())?);
+    let ended = tokio::select! {
+        _ = term.recv() => None,
+        _ = int.recv() => None,
+        _ = &mut feed.index => Some("the index"),
+        _ = reconciling.ended() => Some("a controller"),
+        _ = servers.ended() => Some("a server"),
     };
-    tracing::info!("stopping: requests under way finish, then the journal is closed");
+    tracing::info!("stopping: another replica may lead, requests under way finish, then the journal is closed");
+    servers.leave();
+    // The lease goes at once, so that nobody waits for a leader while this replica still answers.
+    let reconciling = tokio::spawn(reconciling.stop(LAST_PASSES));
+    if ended.is_none() {
+        drain(args.drain, &mut term, &mut int).await;
+    }
+    servers.stop().await;
     let _ = stop.send(true);
-    while servers.join_next().await.is_some() {}
-    let passes = async { while controllers.join_next().await.is_some() {} };
-    if tokio::time::timeout(LAST_PASSES, passes).await.is_err() {
-        tracing::warn!("a reconcile pass was still under way");
-    }
-    for task in [keeper, sweeper, retention] {
-        let _ = tokio::time::timeout(LAST_PASSES, task).await;
-    }
+    within("the controllers", LAST_PASSES * 2, reconciling).await;
+    within("the certificates", LAST_PASSES, keeper).await;
+    within("the sessions", LAST_PASSES, sweeper).await;
+    shadow.close().await;
     sqlite.close().await;
     tracing::info!("stopped");
     match ended {
         None => Ok(()),
         Some(what) => Err(OperatorError::Ended(what)),
     }
+}
+
+/// Goes on answering until those who send calls have heard that this replica is not ready; a second signal ends the wait.
+async fn drain(time: Duration, term: &mut Signal, int: &mut Signal) {
+    if time.is_zero() {
+        return;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+async fn within<T>(what: &'static str, time: Duration, task: JoinHandle<T>) {
+    match tokio::time::timeout(time, task).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::error!(what, error = %said(&error), "did not end well"),
+        Err(_) => tracing::warn!(what, "did not end in time"),
+    }
+}
+
+fn said(error: &JoinError) -> &'static str {
+    if error.is_panic() { "it panicked" } else { "it was cancelled" }
+}
+
+/// Who this process is in the election: another one after each start.
+fn identity() -> String {
+    let name = std::env::var("POD_NAME").ok().filter(|name| !name.is_empty());
+    format!("{}_{}", name.as_deref().unwrap_or("remit"), uuid::Uuid::now_v7())
+}
+
+fn terms(args: &Operator) -> Result<Terms, OperatorError> {
+    let terms = Terms { lease: args.lease_seconds, renew: args.lease_renew_seconds, retry: args.lease_retry_seconds };
+    terms.check().map_err(OperatorError::Terms)?;
+    Ok(terms)
 }
 
 /// The configured issuers in front of the cluster's own tokens.
@@ -251,88 +297,11 @@ fn authenticator(
     Ok(Issuers::in_front_of(reviewed, configured, Arc::new(SystemClock), metrics.clone())?)
 }
 
-fn wait_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, OperatorError> {
+fn wait_for(kind: SignalKind) -> Result<Signal, OperatorError> {
     signal(kind).map_err(OperatorError::Signal)
-}
-
-/// Names of the serving certificate.
-fn names(args: &Operator) -> Vec<String> {
-    let mut names: Vec<String> = vec!["localhost".into(), "127.0.0.1".into()];
-    for service in ["remit", "remit-webhook"] {
-        let namespace = &args.namespace;
-        names.push(format!("{service}.{namespace}"));
-        names.push(format!("{service}.{namespace}.svc"));
-        names.push(format!("{service}.{namespace}.svc.cluster.local"));
-    }
-    names.extend(args.dns_names.iter().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty()));
-    names.sort();
-    names.dedup();
-    names
 }
 
 async fn uid_of(client: &Client, namespace: &str) -> Result<String, SourceError> {
     let api: Api<Namespace> = Api::all(client.clone());
     Ok(call("namespaces", api.get(namespace)).await?.uid().unwrap_or_default())
-}
-
-/// The open ports. They are taken before anything else, so that a second operator stops before it touches anything.
-struct Listeners {
-    checks: TcpListener,
-    webhook: TcpListener,
-    metrics: TcpListener,
-}
-
-impl Listeners {
-    async fn bind(args: &Operator) -> Result<Self, OperatorError> {
-        let bind = async |flag: &'static str, address: std::net::SocketAddr| {
-            let listener = TcpListener::bind(address).await;
-            listener.map_err(|source| OperatorError::Listen { flag, address: address.to_string(), source })
-        };
-        Ok(Self {
-            checks: bind("--listen", args.listen).await?,
-            webhook: bind("--webhook-listen", args.webhook_listen).await?,
-            metrics: bind("--metrics-listen", args.metrics_listen).await?,
-        })
-    }
-}
-
-/// The watches and the index over them.
-struct Feed {
-    objects: Objects,
-    changes: mpsc::UnboundedReceiver<kubernetes::Change>,
-    ready: watch::Receiver<bool>,
-    index: JoinHandle<()>,
-}
-
-impl Feed {
-    async fn start(
-        args: &Operator,
-        client: &Client,
-        installation: &str,
-        compiler: &Arc<Compiler>,
-        snapshot: &Arc<ArcSwap<Snapshot>>,
-        faults: &Arc<Faults>,
-        freshness: &Arc<Freshness>,
-    ) -> Self {
-        let (to_index, for_index) = mpsc::unbounded_channel();
-        let (to_controllers, changes) = mpsc::unbounded_channel();
-        let pulse = {
-            let freshness = freshness.clone();
-            Arc::new(Pulse::new(move || freshness.alive(Instant::now())))
-        };
-        // The index first: a reconciler that reads what it says should find it said.
-        let all = Arc::new(vec![to_index, to_controllers.clone()]);
-        let streaming = kubernetes::streams_lists(client).await;
-        let objects = kubernetes::watch(client, &args.namespace, streaming, &pulse, &all);
-        let sources = Sources {
-            objects: objects.clone(),
-            compiler: compiler.clone(),
-            namespace: args.namespace.clone(),
-            installation: installation.to_owned(),
-            declared: args.platform_package.clone(),
-        };
-        let (ready, readiness) = watch::channel(false);
-        let index = Index::new(sources, snapshot.clone(), faults.clone(), vec![to_controllers], pulse, ready);
-        Self { objects, changes, ready: readiness, index: tokio::spawn(index.run(for_index)) }
-    }
 }

@@ -4,6 +4,7 @@
 mod actions;
 mod admission;
 mod api;
+mod arms;
 mod attacks;
 mod chart;
 mod check_command;

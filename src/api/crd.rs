@@ -8,8 +8,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use super::conditions::never_observed;
-use super::{Agent, PolicyPackage, PolicySigner, TenantProfile, TenantRollout};
-use super::{agent, policy_package, tenant_profile, tenant_rollout};
+use super::{Agent, PolicyPackage, PolicyReplay, PolicySigner, TenantProfile, TenantRollout};
+use super::{agent, policy_package, policy_replay, tenant_profile, tenant_rollout};
 
 /// A CEL rule over the whole object, with the message a user reads.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
         finish(Agent::crd(), agent::RULES),
         finish(PolicyPackage::crd(), policy_package::RULES),
+        finish(PolicyReplay::crd(), policy_replay::RULES),
         finish(PolicySigner::crd(), &[]),
         finish(TenantProfile::crd(), tenant_profile::RULES),
         finish(TenantRollout::crd(), tenant_rollout::RULES),

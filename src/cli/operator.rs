@@ -57,6 +57,18 @@ pub struct Operator {
     /// Seconds that a serving certificate lives; it is replaced after two thirds
     #[arg(long, env = "REMIT_CERTIFICATE_LIFE", default_value = "2592000", value_parser = seconds, hide = true)]
     pub certificate_life: Duration,
+    /// Seconds to go on answering at stop, not ready any more, until no new calls are sent here; those under way finish after it
+    #[arg(long, env = "REMIT_DRAIN", default_value = "0", value_parser = some_seconds)]
+    pub drain: Duration,
+    /// Seconds after which another replica takes the lease of one that is silent
+    #[arg(long, env = "REMIT_LEASE", default_value = "15", value_parser = seconds, hide = true)]
+    pub lease_seconds: Duration,
+    /// Seconds without a renewal after which the holder stops reconciling
+    #[arg(long, env = "REMIT_LEASE_RENEW", default_value = "10", value_parser = seconds, hide = true)]
+    pub lease_renew_seconds: Duration,
+    /// Seconds between two tries to get or renew the lease
+    #[arg(long, env = "REMIT_LEASE_RETRY", default_value = "2", value_parser = seconds, hide = true)]
+    pub lease_retry_seconds: Duration,
     /// Format of the log
     #[arg(long, env = "REMIT_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,
@@ -75,6 +87,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<u64>() {
         Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
         _ => Err("expected a number of seconds, at least 1".into()),
+    }
+}
+
+fn some_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if seconds <= 3600 => Ok(Duration::from_secs(seconds)),
+        _ => Err("expected a number of seconds, 0 to 3600".into()),
     }
 }
 

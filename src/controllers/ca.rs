@@ -85,6 +85,12 @@ impl Authority {
         Ok(two_thirds(from, to))
     }
 
+    /// Whether whoever trusts this bundle still trusts what the authority of `other` signed.
+    pub fn vouches_for(&self, other: &str) -> bool {
+        let Some(Ok(first)) = CertificateDer::pem_slice_iter(other.as_bytes()).next() else { return false };
+        CertificateDer::pem_slice_iter(self.bundle.as_bytes()).flatten().any(|der| der == first)
+    }
+
     /// A leaf for these names (DNS names and IP addresses).
     pub fn leaf(&self, names: &[String], now: Timestamp, life: Duration) -> Result<Leaf, CertificateError> {
         let issuer_key = KeyPair::from_pem(&self.key)?;
@@ -159,6 +165,7 @@ mod tests {
         assert!(renew > at(1_000_000_000 + 19 * 86_400) && renew < at(1_000_000_000 + 21 * 86_400));
         let second = Authority::new(renew, 30 * day, &first.bundle).unwrap();
         assert_eq!(bundle_of(&second).len(), 2);
+        assert!(second.vouches_for(&first.bundle) && !first.vouches_for(&second.bundle));
         let third = Authority::new(at(1_000_000_000 + 31 * 86_400), 30 * day, &second.bundle).unwrap();
         assert_eq!(bundle_of(&third).len(), 2, "the first has expired");
     }

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::ca::{AUTHORITY_LIFE, Authority, CertificateError, Leaf};
+use super::leadership::Leadership;
 use crate::api::MANAGER;
 use crate::source::kubernetes::{SourceError, call};
 
@@ -175,6 +176,8 @@ pub struct Keeper {
     pub replace_at: Timestamp,
     /// Who is told of the bundle.
     pub published: Arc<Published>,
+    /// Only the leader tells others; each replica looks after its own leaf.
+    pub leadership: Leadership,
 }
 
 impl Keeper {
@@ -182,9 +185,12 @@ impl Keeper {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leads = self.leadership.watch();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                // Who begins to lead tells everybody at once.
+                Ok(()) = leads.changed() => {}
                 _ = stop.wait_for(|s| *s) => return,
             }
             let now = Timestamp::now();
@@ -196,16 +202,23 @@ impl Keeper {
 
     async fn look(&mut self, now: Timestamp) -> Result<(), AuthorityError> {
         let authority = ensure(&self.client, &self.namespace, now).await?;
-        if **self.published.bundle.load() != authority.bundle {
+        let before = self.published.bundle.load_full();
+        if *before != authority.bundle {
             self.published.bundle.store(Arc::new(authority.bundle.clone()));
-            // Another authority (the Secret was made anew) must not go on with the old one's leaf.
-            self.replace_at = now;
+            // Another authority (the Secret was made anew) must not go on with the old one's leaf. A renewed one vouches for its
+            // predecessor: the leaf stays good, and those who learn of the new one later than this replica still trust it.
+            if !authority.vouches_for(&before) {
+                self.replace_at = now;
+            }
         }
         if self.replace_at <= now {
             let leaf = authority.leaf(&self.names, now, self.leaf_life)?;
             (self.serve)(&leaf).map_err(|why| CertificateError::Read { what: "the new leaf", why })?;
             self.replace_at = leaf.replace_at;
             tracing::info!(next = %leaf.replace_at, "the serving certificate is replaced");
+        }
+        if !self.leadership.holds() {
+            return Ok(());
         }
         patch_webhook(&self.client, &authority.bundle).await?;
         for (namespace, uid) in self.published.tenants() {

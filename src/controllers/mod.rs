@@ -8,6 +8,7 @@ pub mod arrival;
 pub mod ca;
 pub mod certificates;
 pub mod keys;
+pub mod leadership;
 mod policy_package;
 mod policy_signer;
 pub mod preflight;
@@ -82,6 +83,8 @@ pub struct Context {
     pub quiet: tenant_rollout::Quiet,
     /// Issuers besides the cluster's own.
     pub issuers: Vec<crate::server::issuers::Issuer>,
+    /// Whether this replica reconciles: no pass takes a step without it.
+    pub leadership: leadership::Leadership,
     /// Passes that failed, for `/metrics`.
     pub failures: AtomicU64,
 }
@@ -242,9 +245,12 @@ where
     let (ctx, key) = (ctx.clone(), |o: &K| format!("{}/{}", o.namespace().unwrap_or_default(), o.name_any()));
     let succeeded = tries.clone();
     let reconciler = move |object: Arc<K>, ctx: Arc<Context>| {
+        let leadership = ctx.leadership.clone();
         let (pass, tries, key) = (reconcile(object.clone(), ctx), succeeded.clone(), key(&object));
         Box::pin(async move {
-            let done = tokio::time::timeout(PASS, pass).await.unwrap_or(Err(ReconcileError::TimedOut(PASS)));
+            let timed = async { tokio::time::timeout(PASS, pass).await.unwrap_or(Err(ReconcileError::TimedOut(PASS))) };
+            // Whoever leads next looks at everything.
+            let Some(done) = leadership.guard(timed).await else { return Ok(Action::await_change()) };
             if done.is_ok() {
                 tries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
             }

@@ -2,6 +2,7 @@
 
 use super::decision::Decision;
 use super::pass::{Pass, deny, refuse};
+use super::record::ChainLink;
 use super::snapshot::{AgentEntry, Tenant};
 use crate::api::{DelegationMode, Delegator, DelegatorKind};
 use crate::policy::{AgentFacts, DelegationFacts};
@@ -74,4 +75,22 @@ fn resolve(tenant: &Tenant, agent: &AgentEntry, first: &Delegator) -> Result<Del
         };
     }
     Ok(facts)
+}
+
+/// The delegating agents as far as they can be followed, for the record of a check that ended before this gate: with the one too many,
+/// and up to the first that stands there twice, so that whoever asks again meets the same end.
+pub(super) fn follow(tenant: &Tenant, agent: &AgentEntry) -> Vec<ChainLink> {
+    let delegator = |entry: &AgentEntry| match entry.delegation {
+        DelegationMode::None => None,
+        DelegationMode::Optional | DelegationMode::Required => entry.fixed_delegator.clone(),
+    };
+    let mut chain: Vec<ChainLink> = Vec::new();
+    let mut next = delegator(agent);
+    while let Some(of) = next.filter(|d| d.kind == DelegatorKind::Agent) {
+        let seen = of.name == agent.facts.name || chain.iter().any(|l| l.agent.name == of.name);
+        let Some(entry) = tenant.agents.get(&of.name).filter(|_| !seen && chain.len() <= MAX_CHAIN) else { break };
+        next = delegator(entry);
+        chain.push(ChainLink { agent: entry.facts.clone(), delegator: next.clone() });
+    }
+    chain
 }

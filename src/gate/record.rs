@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::Sha256;
 
-use super::decision::{Decision, Outcome};
+use super::decision::{Decision, Outcome, SessionState};
+use super::delegation;
 use super::pass::Pass;
 use super::request::{Caller, CheckRequest, delegator_text};
-use crate::api::Tool;
+use crate::api::{DelegationMode, Delegator, SessionMode, Tool};
 use crate::policy::{AgentFacts, CallerKind, DelegationFacts, PolicyError, PolicyRef};
 
 /// One row per authenticated check.
@@ -39,9 +40,10 @@ pub struct DecisionRecord {
     pub request: CheckRequest,
     /// What Remit knew and gave to Cedar besides the question.
     pub facts: RecordedFacts,
-    /// `stable` or `canary`.
+    /// `stable` or `canary`: whose package was evaluated.
     pub arm: String,
-    /// Number of the rollout's revision that was under way; absent where none was.
+    /// Number of the rollout's revision that was under way, and that this decision counts for; absent where none was, or where the
+    /// question never came to a package.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
     /// Digests of the packages that were evaluated, by side: `platform`, `tenant`.
@@ -102,6 +104,70 @@ pub struct RecordedFacts {
     pub granted: bool,
     /// `context.hour`.
     pub hour: i64,
+    /// What it takes besides to ask exactly this again; absent where the check ended before any gate of the tenant, and in records of
+    /// versions of Remit that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Box<ReplayFacts>>,
+}
+
+/// What it takes, besides the question and what Cedar was given, to put a question through the gates again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReplayFacts {
+    /// What the session table said of the session that the call named.
+    #[serde(default, skip_serializing_if = "not_named")]
+    pub session: SessionState,
+    /// Whether the acting agent had to name a session.
+    #[serde(default, skip_serializing_if = "session_optional")]
+    pub session_mode: SessionMode,
+    /// Whether the acting agent acted for somebody.
+    #[serde(default, skip_serializing_if = "no_delegation")]
+    pub delegation_mode: DelegationMode,
+    /// For whom it always acted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed_delegator: Option<Delegator>,
+    /// Its delegating agents, nearest first, as far as they could be followed: where the check ended before its delegation was known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<ChainLink>,
+    /// Whether a value that is not kept may have been over 64 KiB: then every policy that reads it denies.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub long_values: bool,
+}
+
+/// A delegating agent, and for whom it acts itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChainLink {
+    /// The agent.
+    pub agent: AgentFacts,
+    /// Its own delegator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegator: Option<Delegator>,
+}
+
+fn not_named(state: &SessionState) -> bool {
+    *state == SessionState::NotNamed
+}
+
+fn session_optional(mode: &SessionMode) -> bool {
+    *mode == SessionMode::Optional
+}
+
+fn no_delegation(mode: &DelegationMode) -> bool {
+    *mode == DelegationMode::None
+}
+
+fn replay_facts(pass: &Pass<'_>) -> Option<Box<ReplayFacts>> {
+    let tenant = pass.tenant?;
+    let agent = pass.agent;
+    let unfollowed = agent.filter(|_| pass.delegation.is_none());
+    Some(Box::new(ReplayFacts {
+        session: pass.input.session,
+        session_mode: agent.map(|a| a.session).unwrap_or_default(),
+        delegation_mode: agent.map(|a| a.delegation).unwrap_or_default(),
+        fixed_delegator: agent.and_then(|a| a.fixed_delegator.clone()),
+        chain: unfollowed.map(|a| delegation::follow(tenant, a)).unwrap_or_default(),
+        long_values: !pass.arguments.replaced.is_empty()
+            && pass.package.is_none_or(|p| !p.sensitive_paths().is_empty()),
+    }))
 }
 
 /// The record of a check that the gates have ended.
@@ -141,9 +207,10 @@ pub(super) fn record(pass: &Pass<'_>, decision: &Decision) -> DecisionRecord {
             risk: 0,
             granted: false,
             hour: pass.hour(),
+            replay: replay_facts(pass),
         },
-        arm: "stable".into(),
-        revision: None,
+        arm: pass.arm.as_str().into(),
+        revision: pass.revision,
         digests,
         outcome: decision.outcome,
         code: decision.code.to_owned(),

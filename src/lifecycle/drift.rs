@@ -98,13 +98,18 @@ pub struct Drift {
     pub cause: Cause,
 }
 
+/// Whether a call only reads: on both sides, or on the one that knows its tool.
+pub fn reads_only(baseline: Option<Tier>, candidate: Option<Tier>) -> bool {
+    // A tool that is a read on one side only was, or becomes, more than a read.
+    baseline == Some(Tier::Read) && matches!(candidate, Some(Tier::Read) | None)
+        || baseline.is_none() && candidate == Some(Tier::Read)
+}
+
 /// Compares the two sides of one call; None: they are the same. A question that was refused was never decided: it counts as a deny.
 pub fn compare(baseline: &Side<'_>, candidate: &Side<'_>) -> Option<Drift> {
     let decided = |outcome| if outcome == Outcome::Refused { Outcome::Deny } else { outcome };
     let (before, after) = (decided(baseline.outcome), decided(candidate.outcome));
-    // A tool that is a read on one side only was, or becomes, more than a read.
-    let read = baseline.tier == Some(Tier::Read) && matches!(candidate.tier, Some(Tier::Read) | None)
-        || baseline.tier.is_none() && candidate.tier == Some(Tier::Read);
+    let read = reads_only(baseline.tier, candidate.tier);
     let by = |read_only, other| if read { read_only } else { other };
     let (severity, cause) = match (before, after) {
         (Outcome::Allow, Outcome::Deny) => (by(Severity::Medium, Severity::High), Cause::AccessRestricted),

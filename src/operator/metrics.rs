@@ -6,13 +6,18 @@ use std::sync::atomic::Ordering;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::election::Tally;
 use crate::controllers::Context;
 use crate::server::JournalNumbers;
 use crate::store::SqliteStore;
 
-struct Numbers(Arc<Context>);
+struct Numbers {
+    ctx: Arc<Context>,
+    election: Arc<Tally>,
+}
 
 impl std::fmt::Debug for Numbers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -21,22 +26,26 @@ impl std::fmt::Debug for Numbers {
 }
 
 /// A registry with these numbers, read at each scrape.
-pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>) -> Registry {
+pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>, election: &Arc<Tally>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(JournalNumbers(store.clone())));
-    registry.register_collector(Box::new(Numbers(ctx.clone())));
+    registry.register_collector(Box::new(Numbers { ctx: ctx.clone(), election: election.clone() }));
     registry
 }
 
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let metric = ConstCounter::new(self.0.failures.load(Ordering::Relaxed));
-        let help = "Reconcile passes that failed";
-        metric.encode(encoder.encode_descriptor(
-            "remit_reconcile_failures",
-            help,
-            None::<&Unit>,
-            metric.metric_type(),
-        )?)
+        let leads = ConstGauge::new(self.election.leads.load(Ordering::Relaxed));
+        let help = "1 while this replica holds the lease and reconciles";
+        leads.encode(encoder.encode_descriptor("remit_leader", help, None::<&Unit>, leads.metric_type())?)?;
+        for (name, help, value) in [
+            ("remit_reconcile_failures", "Reconcile passes that failed", &self.ctx.failures),
+            ("remit_lease_gained", "Times that this replica began to lead", &self.election.gained),
+            ("remit_lease_failures", "Tries to get or renew the lease that failed", &self.election.failures),
+        ] {
+            let metric = ConstCounter::new(value.load(Ordering::Relaxed));
+            metric.encode(encoder.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)?;
+        }
+        Ok(())
     }
 }

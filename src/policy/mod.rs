@@ -19,8 +19,10 @@ mod evaluate;
 mod facts;
 mod index;
 mod plan;
+pub(crate) mod portrait;
 mod prospect;
 mod query;
+mod redacted;
 mod refusal;
 mod scan;
 mod schema;
@@ -43,6 +45,7 @@ pub use prospect::{Kind, PolicyProspect, Prospect};
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
 pub use scan::{ForbidText, PolicyText, forbids, texts};
+pub(crate) use schema::{TYPES, uid};
 pub use signer::{KeyError, PublicKey, Signer, SignerError};
 pub use unknown::Outcomes;
 pub use verify::{

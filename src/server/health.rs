@@ -7,11 +7,21 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::sync::watch;
 
 use super::AppState;
 
-/// The routes of the metrics port.
-pub fn router(state: AppState) -> Router {
+/// The routes of the metrics port. Not ready any more once `leaving` says so, while calls are still answered.
+pub fn router(state: AppState, leaving: watch::Receiver<bool>) -> Router {
+    let ready = move |state: State<AppState>| {
+        let leaving = *leaving.borrow();
+        async move {
+            match leaving {
+                true => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+                false => ready(state).await,
+            }
+        }
+    };
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -48,6 +58,7 @@ async fn metrics(State(state): State<AppState>) -> Response {
     let (snapshot, now) = (state.snapshot.load(), state.clock.now());
     let observing = snapshot.tenants.values().filter(|t| t.profile.observes(now).is_some()).count();
     state.metrics.snapshot(state.freshness.age(state.clock.instant()), snapshot.generation, observing);
+    state.metrics.keep_tenants(|tenant| snapshot.tenants.contains_key(tenant));
     match state.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),

@@ -594,7 +594,7 @@ async fn health_and_metrics_speak_of_what_happened() {
     let w = World::new().await;
     w.ask("acme:coder", "coder", "git/allow").await;
     w.ask("garbage", "coder", "git/allow").await;
-    let health = super::health_router(w.state.clone());
+    let health = super::health_router(w.state.clone(), tokio::sync::watch::channel(false).1);
     let get = async |path: &str| {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let response = tower::ServiceExt::oneshot(health.clone(), request).await.unwrap();

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use semver::{Version, VersionReq};
+
 use super::compile::Compiler;
 use super::directory;
 use super::index::find_bytes;
 use super::kubernetes::Objects;
-use crate::api::{PolicyPackageSpec, RevisionStatus};
+use crate::api::{PackageSelector, PolicyPackageSpec, RevisionStatus};
 use crate::policy::{CompiledPackage, Side, digest as digest_of};
 
 /// A package, when it is found.
@@ -22,6 +24,9 @@ pub trait PastPackages: Send + Sync {
     /// The package of exactly this digest; None where nothing keeps its text. On the platform's side `tenant` is the operator's
     /// namespace.
     fn find<'a>(&'a self, tenant: &'a str, digest: &'a str, side: Side) -> FoundPackage<'a>;
+
+    /// The digest of a tenant's package by its name and version, or by itself where it is there; Err: why there is none, in words.
+    fn digest_of(&self, tenant: &str, selector: &PackageSelector) -> Result<String, String>;
 }
 
 /// Nothing is kept but what is in force.
@@ -31,6 +36,49 @@ impl PastPackages for NothingPast {
     fn find<'a>(&'a self, _: &'a str, _: &'a str, _: Side) -> FoundPackage<'a> {
         Box::pin(async { None })
     }
+
+    fn digest_of(&self, _: &str, _: &PackageSelector) -> Result<String, String> {
+        Err("this server keeps no packages but what is in force".to_owned())
+    }
+}
+
+/// The highest version of the only package that the selector takes.
+fn select<'a>(
+    packages: impl Iterator<Item = &'a PolicyPackageSpec>,
+    selector: &PackageSelector,
+) -> Result<String, String> {
+    let PackageSelector { name, version, digest } = selector;
+    if let Some(wanted) = digest {
+        let mut found = packages.map(digest_of);
+        return found.find(|d| d == wanted).ok_or_else(|| format!("no package of this namespace has digest {wanted}"));
+    }
+    let range = match version {
+        None => VersionReq::STAR,
+        Some(text) => VersionReq::parse(text).map_err(|e| format!("version `{}`: {e}", text.escape_debug()))?,
+    };
+    let mut names = std::collections::BTreeSet::new();
+    let mut best: Option<(Version, &PolicyPackageSpec)> = None;
+    for spec in packages.filter(|spec| name.as_ref().is_none_or(|n| *n == spec.package)) {
+        names.insert(spec.package.as_str());
+        let Ok(version) = Version::parse(&spec.version) else { continue };
+        // A range of `*` takes pre-releases too here: whoever replays one has named it, or has no other.
+        let taken = range == VersionReq::STAR || range.matches(&version);
+        if taken && best.as_ref().is_none_or(|(b, _)| version > *b) {
+            best = Some((version, spec));
+        }
+    }
+    if names.len() > 1 {
+        return Err(format!("there are packages of several names: say which one ({})", join(&names)));
+    }
+    best.map(|(_, spec)| digest_of(spec)).ok_or_else(|| {
+        let name = name.as_deref().map_or_else(|| "package".to_owned(), |n| format!("package {n:?}"));
+        let version = version.as_deref().map(|v| format!(" with version {v}")).unwrap_or_default();
+        format!("this namespace has no {name}{version}")
+    })
+}
+
+fn join(names: &std::collections::BTreeSet<&str>) -> String {
+    names.iter().take(5).copied().collect::<Vec<_>>().join(", ")
 }
 
 /// Looks among the objects that are watched.
@@ -48,6 +96,18 @@ impl PastPackages for KeptObjects {
             let bytes = find_bytes(&self.objects, tenant, &recorded, &[]).ok()?;
             compiled(&self.compiler, &bytes.spec, digest, side).await
         })
+    }
+
+    fn digest_of(&self, tenant: &str, selector: &PackageSelector) -> Result<String, String> {
+        // What is kept of a package whose object is gone is found by its digest alone.
+        if let Some(digest) = &selector.digest {
+            let recorded = RevisionStatus { digest: digest.clone(), ..RevisionStatus::default() };
+            if find_bytes(&self.objects, tenant, &recorded, &[]).is_ok_and(|bytes| digest_of(&bytes.spec) == *digest) {
+                return Ok(digest.clone());
+            }
+        }
+        let packages = self.objects.packages_of(tenant);
+        select(packages.iter().filter_map(|p| p.0.as_ref().ok()).map(|p| &p.spec), selector)
     }
 }
 
@@ -67,6 +127,11 @@ impl PastPackages for KeptFiles {
             let (_, spec) = set.packages.iter().find(|(_, spec)| digest_of(spec) == digest)?;
             compiled(&self.compiler, spec, digest, side).await
         })
+    }
+
+    fn digest_of(&self, _: &str, selector: &PackageSelector) -> Result<String, String> {
+        let set = directory::read(&self.dir).map_err(|e| e.to_string())?;
+        select(set.packages.iter().map(|(_, spec)| spec), selector)
     }
 }
 

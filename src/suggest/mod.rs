@@ -206,21 +206,24 @@ fn compare(found: &Gathered<'_>, package: &Arc<CompiledPackage>) -> (Replayed, B
             out.not_replayed += 1;
             continue;
         };
-        let (before, after) = (record.outcome, now.decision.outcome);
+        let (before, after) = (record.outcome, now.outcome);
         let (enforced, _) = replay::enforced(record);
-        let policies: Vec<&str> = now.decision.policies.iter().map(|p| p.id.as_str()).collect();
+        let policies: Vec<&str> = now.policies.iter().map(|p| p.id.as_str()).collect();
         let why = match (expect, after) {
             (Expect::Permit, Outcome::Allow) if enforced == Outcome::ApprovalRequired => None,
             (Expect::Permit, Outcome::Allow) => Some("it is permitted".to_owned()),
             (Expect::Permit, Outcome::ApprovalRequired) => Some(format!("people are asked ({})", policies.join(", "))),
-            (Expect::Permit, Outcome::Deny) if now.decision.code == "denied_by_policy" => {
+            (Expect::Permit, Outcome::Deny) if now.code == "denied_by_policy" => {
                 Some(format!("a forbid stops it and stays ({})", policies.join(", ")))
             }
-            (Expect::Permit, Outcome::Deny) => match now.decision.code {
+            (Expect::Permit, Outcome::Deny) => match now.code {
                 code @ ("evaluation_error" | "attributes_missing" | "argument_too_large" | "evaluation_too_costly") => {
                     Some(format!("it could not be evaluated ({code})"))
                 }
                 "tool_changed" => Some(Reason::ToolChanged.to_string()),
+                code @ ("session_required" | "session_unknown" | "delegation_required") => {
+                    Some(Reason::AgentRules(code.to_owned()).to_string())
+                }
                 _ => None,
             },
             (Expect::Stop(reason), Outcome::Deny) => Some(reason.to_string()),
@@ -234,7 +237,7 @@ fn compare(found: &Gathered<'_>, package: &Arc<CompiledPackage>) -> (Replayed, B
             out.same += 1;
             continue;
         }
-        let reason = why.clone().unwrap_or_else(|| format!("now {}", now.decision.code));
+        let reason = why.clone().unwrap_or_else(|| format!("now {}", now.code));
         let who = (gather::who(record), record.request.resource.id.clone());
         let line = (who.0, who.1, before.as_str(), after.as_str(), reason);
         let line = lines.entry((why.is_some(), line)).or_default();

@@ -67,6 +67,8 @@ impl Operator {
             .arg(format!("--webhook-listen=127.0.0.1:{}", self.webhook))
             .arg(format!("--metrics-listen=127.0.0.1:{}", self.metrics))
             .arg("--dns-names=localhost,127.0.0.1")
+            // A killed one's lease runs out sooner than by default.
+            .args(["--lease-seconds=6", "--lease-renew-seconds=4", "--lease-retry-seconds=1"])
             .arg("--data-dir")
             .arg(&self.data)
             .args(&self.arguments)
@@ -98,6 +100,11 @@ impl Operator {
             let (status, body) = self.get("/readyz")?;
             if status == 200 { Ok(()) } else { Err(format!("{status} {body}; its log:\n{}", tail(&self.log, 15))) }
         });
+    }
+
+    /// Pid of the running process.
+    pub fn pid(&self) -> Option<u32> {
+        self.running.lock().expect("lock").as_ref().map(|r| r.operator.id())
     }
 
     /// Plain GET on the metrics port.

@@ -1,0 +1,53 @@
+//! PostgreSQL against the contract, and what is its own: migrations, rights, row-level security. Whatever needs a journal is tested
+//! in `store::replicated`.
+
+use super::*;
+use crate::store::testing::postgres::fresh_database;
+use crate::store::{contract, contract_history};
+
+async fn fresh() -> Arc<PostgresStore> {
+    let url = fresh_database().await.parse().unwrap();
+    PostgresStore::open(PostgresOptions::new(url, "w")).await.unwrap()
+}
+
+#[tokio::test]
+async fn sessions_end_once() {
+    contract::sessions_end_once(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn only_what_the_store_has_not_seen_is_expired() {
+    contract::only_what_the_store_has_not_seen_is_expired(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn the_high_water_mark_compares_versions() {
+    contract::the_high_water_mark_compares_versions(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn every_text_has_its_versions() {
+    contract_history::every_text_has_its_versions(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn writers_at_once_leave_no_gap() {
+    let url: PostgresUrl = fresh_database().await.parse().unwrap();
+    let open = async |writer| PostgresStore::open(PostgresOptions::new(url.clone(), writer)).await.unwrap();
+    contract_history::writers_at_once_leave_no_gap(&[open("w").await, open("v").await]).await;
+}
+
+#[tokio::test]
+async fn a_signer_stays_seen() {
+    contract::a_signer_stays_seen(&*fresh().await).await;
+}
+
+/// Replicas start at once; each wants the tables.
+#[tokio::test]
+async fn migrations_run_once_however_many_start() {
+    let url = fresh_database().await;
+    let opened = (0..4).map(|_| PostgresStore::open(PostgresOptions::new(url.parse().unwrap(), "w")));
+    for store in futures::future::join_all(opened).await {
+        store.unwrap();
+    }
+}
