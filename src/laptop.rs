@@ -154,9 +154,9 @@ impl Laptop {
             gate: crate::gate::check,
             lanes: Lanes::default(),
             past: Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) }),
-            control: None,
             // A folder has one package at a time.
             shadow: Arc::new(Shadow::off()),
+            control: None,
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

@@ -12,6 +12,7 @@ pub mod leadership;
 mod policy_package;
 mod policy_signer;
 pub mod preflight;
+pub mod proofs;
 mod tenant_profile;
 pub mod tenant_rollout;
 pub mod verdict;

@@ -131,10 +131,10 @@ pub struct Server {
     pub lanes: Lanes,
     /// Packages that were in force before, for explaining.
     pub past: Arc<dyn PastPackages>,
-    /// Rollouts of the cluster; None in a folder.
-    pub control: Option<Arc<dyn RolloutControl>>,
     /// Compares the packages of a rollout, off the answers' path.
     pub shadow: Arc<Shadow>,
+    /// Rollouts of the cluster; None in a folder.
+    pub control: Option<Arc<dyn RolloutControl>>,
 }
 
 pub use lanes::Lanes;

@@ -295,8 +295,8 @@ impl World {
             gate,
             lanes: Lanes::default(),
             past: Arc::new(NothingPast),
-            control: None,
             shadow: Arc::new(Shadow::off()),
+            control: None,
         });
         Self { router: router(state.clone()), state, clock, journal, rights, store, _dir: dir }
     }
@@ -330,8 +330,8 @@ impl World {
             gate: s.gate,
             lanes: Lanes::default(),
             past,
-            control: s.control.clone(),
             shadow,
+            control: s.control.clone(),
         });
         Self { router: router(state.clone()), state, ..self }
     }

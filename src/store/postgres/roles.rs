@@ -22,14 +22,19 @@ const OPERATOR: &[(&str, &str)] = &[
     ("records", "SELECT, INSERT"),
     ("sessions", "SELECT, INSERT, UPDATE"),
     ("settings", "SELECT"),
+    ("shadow_counts", "SELECT, INSERT"),
+    ("shadows", "SELECT, INSERT"),
     ("signer_seen", "SELECT, INSERT"),
     ("tombstones", "SELECT, INSERT"),
     ("writers", "SELECT, INSERT"),
 ];
 
 /// Functions that a login of the operator may call: they run with the owner's rights.
-const OPERATOR_FUNCTIONS: &[&str] =
-    &["remit_retain(text, bigint, text, bigint, bigint[], bytea[], text)", "remit_thin_anchors(text)"];
+const OPERATOR_FUNCTIONS: &[&str] = &[
+    "remit_forget_shadows(text, bigint)",
+    "remit_retain(text, bigint, text, bigint, bigint[], bytea[], text)",
+    "remit_thin_anchors(text)",
+];
 
 /// Tables that a reader sees its tenant's rows of.
 const READER: &[&str] = &[
@@ -42,6 +47,8 @@ const READER: &[&str] = &[
     "policy_versions",
     "records",
     "sessions",
+    "shadow_counts",
+    "shadows",
 ];
 
 /// Marks a login of the operator among the logins.
