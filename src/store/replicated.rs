@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 
 use super::shipping::{Shipper, Shipping, ShippingOptions};
 use super::{
-    AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, PostgresStore, SessionRow, SqliteStore,
-    Store, StoreError, StoreFuture, StoredDecision,
+    Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, PolicyVersion,
+    PostgresStore, SessionRow, SqliteStore, Store, StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
 use crate::gate::DecisionRecord;
@@ -103,6 +103,43 @@ impl Journal for ReplicatedStore {
     }
 }
 
+impl History for ReplicatedStore {
+    fn note_applied<'a>(
+        &'a self,
+        tenant: &'a str,
+        digest: &'a str,
+        username: &'a str,
+        at: Timestamp,
+    ) -> StoreFuture<'a, ()> {
+        self.postgres.note_applied(tenant, digest, username, at)
+    }
+
+    fn policies<'a>(&'a self, tenant_uid: &'a str, package: Option<&'a str>) -> StoreFuture<'a, Vec<PolicyVersion>> {
+        self.postgres.policies(tenant_uid, package)
+    }
+
+    fn versions<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        package: &'a str,
+        policy: &'a str,
+        before: Option<u64>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<PolicyVersion>> {
+        self.postgres.versions(tenant_uid, package, policy, before, limit)
+    }
+
+    fn version<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        package: &'a str,
+        policy: &'a str,
+        version: u64,
+    ) -> StoreFuture<'a, Option<PolicyVersion>> {
+        self.postgres.version(tenant_uid, package, policy, version)
+    }
+}
+
 impl Store for ReplicatedStore {
     fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>> {
         Box::pin(async move {
@@ -169,8 +206,8 @@ impl Store for ReplicatedStore {
         self.postgres.changed_sessions(since)
     }
 
-    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()> {
-        self.postgres.put_in_force(row)
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()> {
+        self.postgres.put_in_force(row, arrival)
     }
 
     fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>> {
