@@ -17,6 +17,7 @@ pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
+mod postgres;
 mod prospects;
 mod prove;
 mod serve;
@@ -47,7 +48,9 @@ enum Command {
     #[command(subcommand)]
     Package(package::Package),
     Keygen(keygen::Keygen),
-    Operator(operator::Operator),
+    Operator(Box<operator::Operator>),
+    #[command(subcommand)]
+    Postgres(postgres::Postgres),
     #[command(subcommand)]
     Hook(hook::Hook),
     Serve(serve::Serve),
@@ -76,7 +79,8 @@ pub fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Keygen(args) => keygen::run(&args),
-        Command::Operator(args) => operator::run(args),
+        Command::Operator(args) => operator::run(*args),
+        Command::Postgres(command) => block_on(postgres::run(command)),
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),

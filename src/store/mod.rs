@@ -36,9 +36,10 @@ pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::{Columns, RolloutColumns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
+pub use postgres::roles::{Login, Owner};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
-pub use replicated::ReplicatedStore;
+pub use replicated::{ReplicatedStore, Waiting};
 pub use shipping::{Shipping, ShippingOptions};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
