@@ -24,6 +24,7 @@ mod proof;
 mod records;
 mod replicas;
 mod replicas_store;
+mod rollouts;
 mod sources;
 mod support;
 mod tools_import;
