@@ -156,6 +156,7 @@ impl Laptop {
             past: Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) }),
             // A folder has one package at a time.
             shadow: Arc::new(Shadow::off()),
+            control: None,
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

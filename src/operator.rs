@@ -5,6 +5,7 @@
 
 mod anchors;
 mod context;
+mod control;
 mod election;
 mod feed;
 mod leading;
@@ -33,6 +34,7 @@ use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
+use crate::controllers::preflight::NoEvidence;
 use crate::controllers::{self, Context};
 use crate::gate::{Snapshot, arms_key};
 use crate::lifecycle::election::Terms;
@@ -45,7 +47,7 @@ use crate::server::{
 };
 use crate::source::compile::Compiler;
 use crate::source::index::Faults;
-use crate::source::kubernetes::{self, SourceError, call};
+use crate::source::kubernetes::{self, SourceError, Watching, call};
 use crate::source::past::KeptObjects;
 use crate::store::{SqliteOptions, SqliteStore, Store, StoreError};
 
@@ -104,7 +106,9 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let listeners = Listeners::bind(&args).await?;
     let issuers = args.issuers.as_deref().map(issuers::read).transpose()?.unwrap_or_default();
     let config = Config::infer().await.map_err(|e| OperatorError::Config(e.to_string()))?;
-    let client = Client::try_from(config).map_err(|e| OperatorError::Config(e.to_string()))?;
+    let watching =
+        Watching::new(&config, args.relist_seconds).await.map_err(|e| OperatorError::Config(e.to_string()))?;
+    let client = watching.client.clone();
     let who = format!("ServiceAccount {}/{}", args.namespace, args.service_account);
     kubernetes::probe(&client, &who).await?;
     let installation = match &args.installation {
@@ -136,7 +140,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let arms_key = arms_key(&keys.redaction);
     let into =
         feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness, arms_key };
-    let mut feed = Feed::start(&args, &client, &installation, into).await;
+    let mut feed = Feed::start(&args, &watching, &installation, into);
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
 
     let (office, leadership) = leadership();
@@ -159,11 +163,12 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
+        rollout: controllers::tenant_rollout::Rollout::new(sqlite.clone(), sqlite.clone(), Arc::new(NoEvidence)),
         issuers: issuers.clone(),
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
     });
-    let registry = metrics::registry(&sqlite, &ctx, &tally);
+    let registry = metrics::registry(&sqlite, &ctx, &tally, &feed.pulse);
     let metrics = Arc::new(Metrics::new(registry));
     let clock = Arc::new(SystemClock);
     let reviews = KubeReviews::new(client.clone());
@@ -193,6 +198,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         lanes: crate::server::Lanes::default(),
         past,
         shadow: shadow.clone(),
+        control: Some(Arc::new(control::Control(ctx.clone()))),
     });
     let mut servers = serving::start(listeners, &certificate, &state, &ctx)?;
 
@@ -230,7 +236,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     // The lease goes at once, so that nobody waits for a leader while this replica still answers.
     let reconciling = tokio::spawn(reconciling.stop(LAST_PASSES));
     if ended.is_none() {
-        drain(args.drain, &mut term, &mut int).await;
+        drain(args.drain_seconds, &mut term, &mut int).await;
     }
     servers.stop().await;
     let _ = stop.send(true);

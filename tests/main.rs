@@ -22,6 +22,8 @@ mod operator;
 mod packages;
 mod proof;
 mod records;
+mod replicas;
+mod replicas_store;
 mod sources;
 mod support;
 mod tools_import;

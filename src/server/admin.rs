@@ -190,7 +190,7 @@ fn filter(query: &str) -> Result<DecisionFilter, HttpError> {
     }
 }
 
-fn unknown(name: &str, known: &str) -> HttpError {
+pub(super) fn unknown(name: &str, known: &str) -> HttpError {
     let name = name.escape_debug().take(64).collect::<String>();
     HttpError::field(WRONG, name, format!("is no filter: there are {known}"))
 }
@@ -199,13 +199,13 @@ fn time(name: &'static str, value: &str) -> Result<Timestamp, HttpError> {
     value.parse().map_err(|_| HttpError::field(WRONG, name, "must be a time such as 2026-01-31T12:00:00Z"))
 }
 
-fn number(name: &'static str, value: &str, max: u32) -> Result<u32, HttpError> {
+pub(super) fn number(name: &'static str, value: &str, max: u32) -> Result<u32, HttpError> {
     let number = value.parse().ok().filter(|n| (1..=max).contains(n));
     number.ok_or_else(|| HttpError::field(WRONG, name, format!("must be a number from 1 to {max}")))
 }
 
 /// Query parameters, decoded; each at most once and never empty, so that a filter can't silently mean something else.
-fn parameters(query: &str) -> Result<Vec<(String, String)>, HttpError> {
+pub(super) fn parameters(query: &str) -> Result<Vec<(String, String)>, HttpError> {
     let mut out: Vec<(String, String)> = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -14,12 +14,15 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use tokio::sync::Mutex;
 
+mod arms;
 mod chains;
 mod decisions;
 mod history;
+pub(super) mod intake;
 mod ledger;
 mod migrations;
 pub mod roles;
+mod rollouts;
 mod sessions;
 #[cfg(test)]
 mod tests;

@@ -20,16 +20,24 @@ const OPERATOR: &[(&str, &str)] = &[
     ("policy_texts", "SELECT, INSERT"),
     ("policy_versions", "SELECT"),
     ("records", "SELECT, INSERT"),
+    ("rollout_failures", "SELECT, INSERT"),
+    ("rollout_records", "SELECT, INSERT"),
+    ("rollout_state", "SELECT, INSERT, UPDATE"),
     ("sessions", "SELECT, INSERT, UPDATE"),
     ("settings", "SELECT"),
+    ("shadow_counts", "SELECT, INSERT"),
+    ("shadows", "SELECT, INSERT"),
     ("signer_seen", "SELECT, INSERT"),
     ("tombstones", "SELECT, INSERT"),
     ("writers", "SELECT, INSERT"),
 ];
 
 /// Functions that a login of the operator may call: they run with the owner's rights.
-const OPERATOR_FUNCTIONS: &[&str] =
-    &["remit_retain(text, bigint, text, bigint, bigint[], bytea[], text)", "remit_thin_anchors(text)"];
+const OPERATOR_FUNCTIONS: &[&str] = &[
+    "remit_forget_shadows(text, bigint)",
+    "remit_retain(text, bigint, text, bigint, bigint[], bytea[], text)",
+    "remit_thin_anchors(text)",
+];
 
 /// Tables that a reader sees its tenant's rows of.
 const READER: &[&str] = &[
@@ -41,7 +49,12 @@ const READER: &[&str] = &[
     "policy_texts",
     "policy_versions",
     "records",
+    "rollout_failures",
+    "rollout_records",
+    "rollout_state",
     "sessions",
+    "shadow_counts",
+    "shadows",
 ];
 
 /// Marks a login of the operator among the logins.
