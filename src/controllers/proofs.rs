@@ -9,8 +9,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::preflight::{Polled, Preflight};
 use crate::api::{Invariant, PolicyPackageSpec, RevisionStatus};
-use crate::lifecycle::evidence::{Progress, ProofSummary, Question};
+use crate::lifecycle::evidence::{Progress, ProofSummary, Question, ReplaySummary};
 use crate::policy::{base_platform, digest};
 use crate::proof::worker::Prover;
 use crate::proof::{Input, Limits, Proof};
@@ -178,6 +179,29 @@ impl Proofs {
             platform: platform.collect::<Result<_, _>>()?,
             invariants: invariants.clone(),
         })
+    }
+}
+
+/// What a rollout asks: somebody's replays, and these proofs.
+pub struct WithProofs {
+    replays: Arc<dyn Preflight>,
+    proofs: Proofs,
+}
+
+impl WithProofs {
+    /// Of these two.
+    pub fn new(replays: Arc<dyn Preflight>, proofs: Proofs) -> Self {
+        Self { replays, proofs }
+    }
+}
+
+impl Preflight for WithProofs {
+    fn replay<'a>(&'a self, question: &'a Question) -> Polled<'a, ReplaySummary> {
+        self.replays.replay(question)
+    }
+
+    fn prove<'a>(&'a self, question: &'a Question) -> Polled<'a, ProofSummary> {
+        Box::pin(async { self.proofs.prove(question) })
     }
 }
 
