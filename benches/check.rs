@@ -306,6 +306,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
                 lanes: Lanes::default(),
                 past: Arc::new(remit::source::past::NothingPast),
                 shadow: Arc::new(shadow),
+                control: None,
             }))
         }
     };
