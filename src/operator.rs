@@ -12,6 +12,7 @@ mod leading;
 mod listeners;
 mod metrics;
 mod serving;
+mod storage;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -30,6 +31,7 @@ use self::election::{Election, Tally};
 use self::feed::Feed;
 use self::leading::Leading;
 use self::listeners::{Listeners, names};
+use self::storage::Storage;
 use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
@@ -49,7 +51,7 @@ use crate::source::compile::Compiler;
 use crate::source::index::Faults;
 use crate::source::kubernetes::{self, SourceError, Watching, call};
 use crate::source::past::KeptObjects;
-use crate::store::{SqliteOptions, SqliteStore, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// Time for the controllers' passes under way at stop.
 const LAST_PASSES: Duration = Duration::from_secs(10);
@@ -75,6 +77,9 @@ pub enum OperatorError {
     /// The journal.
     #[error("--data-dir {dir}: {source}")]
     Store { dir: String, source: StoreError },
+    /// PostgreSQL.
+    #[error("{0}")]
+    Postgres(String),
     /// Issuers.
     #[error(transparent)]
     Issuers(#[from] IssuersError),
@@ -125,13 +130,12 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let public_key = PublicKey::from_key(keys.installation.verifying_key())
         .map_err(|_| KeysError::Malformed { namespace: args.namespace.clone(), field: "installation.key" })?;
     let sink = anchors::ConfigMapSink::new(client.clone(), &args.namespace, public_key.to_pem().to_owned());
-    let options =
-        SqliteOptions { signing_key: Some(keys.installation), sinks: vec![Arc::new(sink)], ..SqliteOptions::default() };
-    let sqlite = SqliteStore::open(&args.data_dir, options).await;
-    let store_error = |source| OperatorError::Store { dir: args.data_dir.display().to_string(), source };
-    let sqlite = sqlite.map_err(store_error)?;
-    let store: Arc<dyn Store> = sqlite.clone();
-    let sessions = Arc::new(Sessions::load(store.as_ref()).await.map_err(store_error)?);
+    let storage = Storage::open(&args, keys.installation, Arc::new(sink)).await?;
+    let store: Arc<dyn Store> = storage.store.clone();
+    let sessions = Sessions::load(store.as_ref()).await;
+    let sessions = sessions
+        .map_err(|source| OperatorError::Store { dir: args.data_dir.display().to_string(), source })
+        .map(Arc::new)?;
 
     let snapshot: Arc<ArcSwap<Snapshot>> = Arc::default();
     let freshness = Arc::new(Freshness::new(Instant::now()));
@@ -168,7 +172,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
     });
-    let registry = metrics::registry(&sqlite, &ctx, &tally, &feed.pulse);
+    let registry = metrics::registry(&storage, &ctx, &tally, &feed.pulse);
     let metrics = Arc::new(Metrics::new(registry));
     let clock = Arc::new(SystemClock);
     let reviews = KubeReviews::new(client.clone());
@@ -176,12 +180,12 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let reviews = Arc::new(reviews);
     let reviewed = ReviewedTokens::new(reviews.clone(), own.clone(), clock.clone(), metrics.clone());
     let authenticator = authenticator(issuers, own, Arc::new(reviewed), &metrics)?;
-    let shadow = Shadow::start(sqlite.clone(), metrics.clone(), keys.redaction.to_vec());
+    let shadow = Shadow::start(storage.arms.clone(), metrics.clone(), keys.redaction.to_vec());
     let shadow = Arc::new(shadow.map_err(OperatorError::Thread)?);
     let state = Arc::new(Server {
         snapshot: snapshot.clone(),
         freshness,
-        journal: sqlite.clone(),
+        journal: storage.journal.clone(),
         store: store.clone(),
         authenticator,
         authorizer: Arc::new(ReviewedAccess::new(reviews, clock.clone(), metrics.clone())),
@@ -236,7 +240,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     // The lease goes at once, so that nobody waits for a leader while this replica still answers.
     let reconciling = tokio::spawn(reconciling.stop(LAST_PASSES));
     if ended.is_none() {
-        drain(args.drain, &mut term, &mut int).await;
+        drain(args.drain_seconds, &mut term, &mut int).await;
     }
     servers.stop().await;
     let _ = stop.send(true);
@@ -244,7 +248,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     within("the certificates", LAST_PASSES, keeper).await;
     within("the sessions", LAST_PASSES, sweeper).await;
     shadow.close().await;
-    sqlite.close().await;
+    storage.close().await;
     tracing::info!("stopped");
     match ended {
         None => Ok(()),

@@ -34,6 +34,7 @@ mod rollouts;
 mod search;
 mod sessions;
 mod shadow;
+mod shipping;
 mod text_diff;
 pub mod tls;
 mod why;
@@ -70,6 +71,7 @@ pub use review_api::KubeReviews;
 pub use reviews::NoVerdict;
 pub use sessions::Sessions;
 pub use shadow::Shadow;
+pub use shipping::ShippingNumbers;
 
 use crate::gate::{CheckInput, Checked, Snapshot};
 use crate::source::past::PastPackages;
