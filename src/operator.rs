@@ -37,6 +37,7 @@ use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
 use crate::controllers::preflight::NoEvidence;
+use crate::controllers::proofs::{Proofs, WithProofs};
 use crate::controllers::{self, Context};
 use crate::gate::{Snapshot, arms_key};
 use crate::lifecycle::election::Terms;
@@ -80,6 +81,9 @@ pub enum OperatorError {
     /// PostgreSQL.
     #[error("{0}")]
     Postgres(String),
+    /// Its own program, which proves in a process of its own.
+    #[error("this program does not know where it is: {0}")]
+    Program(std::io::Error),
     /// Issuers.
     #[error(transparent)]
     Issuers(#[from] IssuersError),
@@ -147,6 +151,9 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let mut feed = Feed::start(&args, &watching, &installation, into);
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
 
+    let proofs = Proofs::of_operator(feed.objects.clone(), args.namespace.clone()).map_err(OperatorError::Program)?;
+    let preflight = Arc::new(WithProofs::new(Arc::new(NoEvidence), proofs));
+
     let (office, leadership) = leadership();
     let tally = Arc::new(Tally::default());
     let election = Election::new(client.clone(), &args.namespace, identity(), terms, office, tally.clone());
@@ -167,7 +174,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
-        rollout: controllers::tenant_rollout::Rollout::new(sqlite.clone(), sqlite.clone(), Arc::new(NoEvidence)),
+        rollout: controllers::tenant_rollout::Rollout::new(storage.rollouts.clone(), storage.arms.clone(), preflight),
         issuers: issuers.clone(),
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
