@@ -363,7 +363,13 @@ pub async fn act(State(state): State<AppState>, params: Params, request: Request
     if kind.needs_reason() && body.reason.as_ref().is_none_or(|r| r.trim().is_empty()) {
         return wrong("reason", "is missing: say why, for the record");
     }
-    let right = if kind == ActionKind::Rollback { of.in_force } else { candidate.is_some() };
+    let idle = of.in_force && there.status.as_ref().is_some_and(|s| s.candidate.is_none());
+    let right = match kind {
+        ActionKind::Rollback => of.in_force,
+        // A tenant can be paused before anything is under way.
+        ActionKind::Pause | ActionKind::Resume => candidate.is_some() || idle,
+        _ => candidate.is_some(),
+    };
     if !right {
         let what = if kind == ActionKind::Rollback { "in force" } else { "under way" };
         return Err(HttpError::new(
