@@ -6,6 +6,7 @@ mod admission;
 mod api;
 mod arms;
 mod attacks;
+mod by_hand;
 mod chart;
 mod check_command;
 mod checks;

@@ -22,6 +22,7 @@ pub mod issuers;
 mod journal;
 mod lanes;
 mod metrics;
+mod observability;
 pub mod openapi;
 mod outcome;
 mod policies;
@@ -194,6 +195,7 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/tenants/{tenant}/decisions/{id}", get(admin::one))
         .route("/admin/tenants/{tenant}/decisions/{id}/why", get(why::explain))
         .route("/admin/tenants/{tenant}/rollouts", get(rollouts::list).post(rollouts::create))
+        .route("/admin/tenants/{tenant}/rollouts/observability", get(observability::observability))
         .route("/admin/tenants/{tenant}/rollouts/{id}", get(rollouts::one))
         .route("/admin/tenants/{tenant}/rollouts/{id}/package", get(rollouts::package))
         .route("/admin/tenants/{tenant}/rollouts/{id}/{action}", post(rollouts::act))

@@ -1,5 +1,6 @@
 //! The OpenAPI 3.1 document of the HTTP surface.
 
+mod by_hand;
 mod explain;
 
 use serde_json::{Value, json};
@@ -134,6 +135,7 @@ fn paths() -> Value {
             "parameters": with(vec![]), "responses": responses("200", "The metadata.", "Metadata")
         }}));
     }
+    paths.extend(by_hand::paths());
     paths.insert("/openapi.json".into(), json!({"get": {
         "operationId": "openapi", "summary": "This document", "security": [],
         "responses": {"200": {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}}
@@ -312,6 +314,7 @@ fn schemas() -> Value {
     });
     if let Some(all) = schemas.as_object_mut() {
         all.extend(explain::schemas(&action, &context));
+        all.extend(by_hand::schemas());
     }
     schemas
 }
