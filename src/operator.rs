@@ -33,6 +33,7 @@ use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
+use crate::controllers::replay_runs::ReplayRunner;
 use crate::controllers::{self, Context};
 use crate::gate::Snapshot;
 use crate::lifecycle::election::Terms;
@@ -47,7 +48,7 @@ use crate::source::compile::Compiler;
 use crate::source::index::Faults;
 use crate::source::kubernetes::{self, SourceError, call};
 use crate::source::past::KeptObjects;
-use crate::store::{SqliteOptions, SqliteStore, Store, StoreError};
+use crate::store::{Replays, SqliteOptions, SqliteStore, Store, StoreError};
 
 /// Time for the controllers' passes under way at stop.
 const LAST_PASSES: Duration = Duration::from_secs(10);
@@ -124,6 +125,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let store_error = |source| OperatorError::Store { dir: args.data_dir.display().to_string(), source };
     let sqlite = sqlite.map_err(store_error)?;
     let store: Arc<dyn Store> = sqlite.clone();
+    let replays: Arc<dyn Replays> = sqlite.clone();
     let sessions = Arc::new(Sessions::load(store.as_ref()).await.map_err(store_error)?);
 
     let snapshot: Arc<ArcSwap<Snapshot>> = Arc::default();
@@ -133,6 +135,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let into = feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness };
     let mut feed = Feed::start(&args, &client, &installation, into).await;
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
+    let runner = ReplayRunner::new(replays.clone(), past.clone(), Some(feed.objects.clone()), args.namespace.clone());
 
     let (office, leadership) = leadership();
     let tally = Arc::new(Tally::default());
@@ -143,6 +146,9 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         client: client.clone(),
         objects: feed.objects.clone(),
         store: store.clone(),
+        replays: replays.clone(),
+        runner: Arc::new(runner),
+        past: past.clone(),
         compiler,
         faults,
         recorder: Recorder::new(client.clone(), reporter),
@@ -171,6 +177,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         freshness,
         journal: sqlite.clone(),
         store: store.clone(),
+        replays,
         authenticator,
         authorizer: Arc::new(ReviewedAccess::new(reviews, clock.clone(), metrics.clone())),
         sessions: sessions.clone(),

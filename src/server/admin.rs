@@ -159,7 +159,7 @@ fn filter(query: &str) -> Result<DecisionFilter, HttpError> {
     }
 }
 
-fn unknown(name: &str, known: &str) -> HttpError {
+pub(super) fn unknown(name: &str, known: &str) -> HttpError {
     let name = name.escape_debug().take(64).collect::<String>();
     HttpError::field(WRONG, name, format!("is no filter: there are {known}"))
 }
@@ -174,7 +174,7 @@ fn number(name: &'static str, value: &str, max: u32) -> Result<u32, HttpError> {
 }
 
 /// Query parameters, decoded; each at most once and never empty, so that a filter can't silently mean something else.
-fn parameters(query: &str) -> Result<Vec<(String, String)>, HttpError> {
+pub(super) fn parameters(query: &str) -> Result<Vec<(String, String)>, HttpError> {
     let mut out: Vec<(String, String)> = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -22,6 +22,7 @@ mod lanes;
 mod metrics;
 pub mod openapi;
 mod outcome;
+mod replays;
 mod request_id;
 mod retention;
 mod review_api;
@@ -64,7 +65,7 @@ pub use sessions::Sessions;
 
 use crate::gate::{CheckInput, Checked, Snapshot};
 use crate::source::past::PastPackages;
-use crate::store::{Journal, Store};
+use crate::store::{Journal, Replays, Store};
 
 /// The gates as the server calls them: `gate::check`, or a stand-in in tests of the server itself.
 pub type Gate = fn(&CheckInput<'_>) -> Checked;
@@ -103,6 +104,8 @@ pub struct Server {
     pub journal: Arc<dyn Journal>,
     /// Everything but the hot path.
     pub store: Arc<dyn Store>,
+    /// Runs of replays.
+    pub replays: Arc<dyn Replays>,
     /// Who calls.
     pub authenticator: Arc<dyn Authenticator>,
     /// What they may.
@@ -170,6 +173,9 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/tenants/{tenant}/decisions", get(admin::list))
         .route("/admin/tenants/{tenant}/decisions/{id}", get(admin::one))
         .route("/admin/tenants/{tenant}/decisions/{id}/why", get(why::explain))
+        .route("/admin/replay/runs", post(replays::begin))
+        .route("/admin/replay/runs/{id}", get(replays::one))
+        .route("/admin/replay/runs/{id}/report", get(replays::report))
         .route("/admin/audit/records", get(admin::audit_records))
         .route("/admin/audit/anchors", get(admin::audit_anchors))
         .route("/admin/audit/tombstones", get(admin::audit_tombstones))

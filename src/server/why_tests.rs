@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::api::{PolicyPackageSpec, SourceFile};
+use crate::api::{PackageSelector, PolicyPackageSpec, SourceFile};
 use crate::gate::{self, CheckInput, DecisionRecord, MAX_PATTERN_COST, SessionState, Tenant};
 use crate::policy::{CompiledPackage, Side, base_platform};
 use crate::server::testing::{World, agent, question, with_packages};
@@ -115,6 +115,10 @@ impl PastPackages for Kept {
     fn find<'a>(&'a self, tenant: &'a str, digest: &'a str, side: Side) -> FoundPackage<'a> {
         let found = tenant == "acme" && side == Side::Tenant && digest == self.0.digest();
         Box::pin(async move { found.then(|| self.0.clone()) })
+    }
+
+    fn digest_of(&self, _: &str, _: &PackageSelector) -> Result<String, String> {
+        Ok(self.0.digest().to_owned())
     }
 }
 

@@ -23,7 +23,9 @@ use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::recorded::BYTES_LABEL;
-use crate::api::{Agent, DEFAULT_NAME, MANAGER, PolicyPackage, PolicySigner, TenantProfile, TenantRollout};
+use crate::api::{
+    Agent, DEFAULT_NAME, MANAGER, PolicyPackage, PolicyReplay, PolicySigner, TenantProfile, TenantRollout,
+};
 
 /// Name of the object whose changes show that the feed lives.
 pub const HEARTBEAT: &str = "remit-heartbeat";
@@ -50,6 +52,8 @@ pub struct Objects {
     pub rollouts: Store<Guarded<TenantRollout>>,
     /// TenantProfiles.
     pub profiles: Store<Guarded<TenantProfile>>,
+    /// PolicyReplays.
+    pub replays: Store<Guarded<PolicyReplay>>,
     /// ControllerRevisions that keep package bytes.
     pub revisions: Store<ControllerRevision>,
 }
@@ -104,6 +108,8 @@ pub enum Change {
     Rollout(String),
     /// The TenantProfile of a namespace.
     Profile(String),
+    /// A PolicyReplay (namespace, name).
+    Replay(String, String),
     /// A ControllerRevision of a namespace.
     Revision(String),
     /// The index loaded, or failed to load, what is in force in a namespace.
@@ -214,6 +220,7 @@ pub async fn probe(client: &Client, who: &str) -> Result<(), SourceError> {
     probe_kind::<PolicySigner>(client, who).await?;
     probe_kind::<TenantRollout>(client, who).await?;
     probe_kind::<TenantProfile>(client, who).await?;
+    probe_kind::<PolicyReplay>(client, who).await?;
     probe_kind::<ControllerRevision>(client, who).await?;
     probe_kind::<Namespace>(client, who).await
 }
@@ -264,6 +271,9 @@ pub fn watch(client: &Client, namespace: &str, streaming: bool, pulse: &Arc<Puls
         signers: w.all(|o: &Guarded<PolicySigner>| Change::Signer(o.name_any())),
         rollouts: w.all_namespaced(|o: &Guarded<TenantRollout>| Change::Rollout(o.namespace().unwrap_or_default())),
         profiles: w.all_namespaced(|o: &Guarded<TenantProfile>| Change::Profile(o.namespace().unwrap_or_default())),
+        replays: w.all_namespaced(|o: &Guarded<PolicyReplay>| {
+            Change::Replay(o.namespace().unwrap_or_default(), o.name_any())
+        }),
         revisions: w.start(
             Api::all(client.clone()),
             w.config().labels(&format!("{BYTES_LABEL}=true")),
