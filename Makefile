@@ -54,7 +54,7 @@ peers: ## installs the official MCP servers and SDKs that the tests talk to (npm
 	$(call step,MCP peers)
 	hack/peers.sh
 
-bench: controlplane ## checks, propagation, MCP proxy, hook and start-up, beside the same without Remit where there is such a thing
+bench: controlplane ## checks, propagation, rollback, 1,000 tenants, MCP proxy, hook and start-up, beside the same without Remit where there is such a thing
 	$(call step,Benchmarks: a release build comes first and takes minutes)
 	cargo bench
 

@@ -20,11 +20,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 use k8s_openapi::api::authorization::v1::SubjectAccessReviewSpec;
 use remit::api::{EffectiveProfile, PolicyPackageSpec, SessionMode, SourceFile, Tier, Tool};
-use remit::gate::{AgentEntry, IdentityOwner, Snapshot, Tenant};
+use remit::gate::{AgentEntry, Canary, IdentityOwner, Snapshot, Tenant};
 use remit::policy::{AgentFacts, CompiledPackage, Side, base_platform};
 use remit::server::{
     AccessReviewer, BoxFuture, Freshness, Lanes, Metrics, NoVerdict, ReviewedAccess, ReviewedTokens, Server, Sessions,
-    Settings, SystemClock, TokenReviewer, tls::ServingCertificate, tls::serve,
+    Settings, Shadow, SystemClock, TokenReviewer, tls::ServingCertificate, tls::serve,
 };
 use remit::store::{SqliteOptions, SqliteStore, Synchronous};
 use rustls::pki_types::CertificateDer;
@@ -41,6 +41,7 @@ fn main() -> Result<(), Fault> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build()?;
     match args.first().map(String::as_str) {
         Some("serve") => runtime.block_on(serve_one(&args[1..])),
+        Some("shadow") => runtime.block_on(report_shadow(args.get(1).and_then(|a| a.parse().ok()).unwrap_or(3))),
         _ => runtime.block_on(report(args.first().and_then(|a| a.parse().ok()).unwrap_or(3))),
     }
 }
@@ -88,6 +89,35 @@ async fn report(seconds: u64) -> Result<(), Fault> {
         "\nfull: synchronous=FULL, an allow is on disk (fdatasync) before it is answered. normal: synchronous=NORMAL,"
     );
     println!("an allow is with the kernel (survives the process, not a power cut).");
+    report_shadow(seconds).await
+}
+
+/// What a rollout costs a check: none, one whose sessions are shared out, and one whose calls are all evaluated under both packages.
+async fn report_shadow(seconds: u64) -> Result<(), Fault> {
+    println!(
+        "\nA check while a rollout runs (plain, normal): arms: sessions are shared out, nothing is compared; shadow: every call"
+    );
+    println!(
+        "is evaluated under the other package too, after its answer. x none: requests per second, as a share of those without.\n"
+    );
+    println!(
+        "{:<34} {:>5} {:>9} {:>7} {:>8} {:>8} {:>10} {:>8}",
+        "server", "conns", "req/s", "x none", "p50 µs", "p99 µs", "CPU µs/req", "RSS MiB"
+    );
+    for connections in [1, 16] {
+        for policies in [100, 10_000] {
+            let mut rate = None;
+            for kind in ["check", "arms", "shadow"] {
+                let line = measure(kind, policies, "normal", false, connections, seconds).await?;
+                let name = if kind == "check" { "none" } else { kind };
+                let ratio = line.rate / *rate.get_or_insert(line.rate);
+                print(&format!("{name}, {policies} policies"), connections, &line, ratio);
+            }
+        }
+    }
+    println!(
+        "\nThe shadow has a thread of low priority: where every core answers, it compares what it can, and counts what it drops."
+    );
     Ok(())
 }
 
@@ -206,8 +236,12 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
             let clock = Arc::new(SystemClock);
             let freshness = Arc::new(Freshness::new(Instant::now()));
             freshness.alive(Instant::now());
+            let shadow = match kind.as_str() {
+                "shadow" => Shadow::start(store.clone(), metrics.clone(), vec![7; 32])?,
+                _ => Shadow::off(),
+            };
             remit::server::router(Arc::new(Server {
-                snapshot: Arc::new(ArcSwap::from_pointee(snapshot(policies.parse()?)?)),
+                snapshot: Arc::new(ArcSwap::from_pointee(snapshot(policies.parse()?, kind != "check")?)),
                 freshness,
                 journal: store.clone(),
                 store: store.clone(),
@@ -222,6 +256,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
                 gate: remit::gate::check,
                 lanes: Lanes::default(),
                 past: Arc::new(remit::source::past::NothingPast),
+                shadow: Arc::new(shadow),
             }))
         }
     };
@@ -241,7 +276,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn snapshot(policies: usize) -> Result<Snapshot, Fault> {
+fn snapshot(policies: usize, rollout: bool) -> Result<Snapshot, Fault> {
     let tools = (0..TOOLS).map(|i| Tool {
         name: format!("server/tool-{i}"),
         tier: Tier::Write,
@@ -282,8 +317,11 @@ fn snapshot(policies: usize) -> Result<Snapshot, Fault> {
         delegation: Default::default(),
         fixed_delegator: None,
     };
+    let candidate = PolicyPackageSpec { version: "1.1.0".into(), ..spec };
+    let candidate = CompiledPackage::compile(&candidate, "sha256:other", Side::Tenant).map_err(|r| format!("{r:?}"))?;
+    let canary = Canary { package: Some(candidate), revision: 2, percent: 5, shadow_percent: 100, key: [7; 32] };
     let tenant = Tenant {
-        canary: None,
+        canary: rollout.then(|| Arc::new(canary)),
         name: "acme".into(),
         uid: "uid".into(),
         agents: HashMap::from([("coder".to_owned(), Arc::new(agent))]),

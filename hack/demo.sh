@@ -4,6 +4,8 @@
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=hack/demo-rollouts.sh
+source "$(dirname "${BASH_SOURCE[0]}")/demo-rollouts.sh"
 
 demo=$(mktemp -d "${TMPDIR:-/tmp}/remit-demo.XXXXXX")
 own=${REMIT_DEMO_KUBECONFIG:-}
@@ -14,9 +16,10 @@ cleanup() {
   local status=$?
   trap - EXIT INT TERM HUP
   if ((status)); then printf '\nThe tour stopped early. Cleaning up.\n' >&2; fi
+  cleanup_rollouts
   if [[ -n $own ]] && $ours; then
     # Agents and packages go with their namespace while the operator still answers; then what the chart made.
-    kubectl delete namespace acme --ignore-not-found --timeout=90s >/dev/null 2>&1 || true
+    kubectl delete namespace acme globex --ignore-not-found --timeout=90s >/dev/null 2>&1 || true
     kubectl delete policysigners.remit.dev release --ignore-not-found >/dev/null 2>&1 || true
     kubectl delete -f "$demo/chart.yaml" --ignore-not-found --timeout=90s >/dev/null 2>&1 || true
     kubectl delete namespace $platform --ignore-not-found --timeout=90s >/dev/null 2>&1 || true
@@ -83,7 +86,7 @@ if [[ -n $own ]]; then
   tools "$demo/bin"
   run "kubectl version"
   succeeds
-  for there in namespace/acme namespace/$platform crd/agents.remit.dev; do
+  for there in namespace/acme namespace/globex namespace/$platform crd/agents.remit.dev; do
     if kubectl get "$there" >/dev/null 2>&1; then fail "$there is on your control plane already, and the tour would change it"; fi
   done
 else
@@ -230,6 +233,8 @@ shows '"decision":true'
 run "ask git/delete_branch '{\"branch\": \"old\"}'"
 shows '"decision":false'
 shows 'On this platform agents delete no branches.'
+
+demo_rollouts
 
 step "Everything is on record, and the record is a chain"
 run "remit decisions list -n acme --limit 8"

@@ -28,8 +28,8 @@ use crate::gate::Snapshot;
 use crate::server::issuers::{Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, serve};
 use crate::server::{
-    Authenticator, Freshness, JournalNumbers, Lanes, Metrics, Server, Sessions, Settings, SystemClock, note_router,
-    retain, router,
+    Authenticator, Freshness, JournalNumbers, Lanes, Metrics, Server, Sessions, Settings, Shadow, SystemClock,
+    note_router, retain, router,
 };
 use crate::source::compile::Compiler;
 use crate::source::feed::{Feed, FeedError, Whose, read_first};
@@ -158,6 +158,8 @@ impl Laptop {
             gate: crate::gate::check,
             lanes: Lanes::default(),
             past,
+            // A folder has one package at a time.
+            shadow: Arc::new(Shadow::off()),
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod operator;
 pub mod package;
 pub mod policy;
+pub mod proof;
 pub mod replay;
 pub mod server;
 pub mod source;

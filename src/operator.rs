@@ -35,13 +35,13 @@ use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
 use crate::controllers::replay_runs::ReplayRunner;
 use crate::controllers::{self, Context};
-use crate::gate::Snapshot;
+use crate::gate::{Snapshot, arms_key};
 use crate::lifecycle::election::Terms;
 use crate::policy::PublicKey;
 use crate::server::issuers::{self, Issuer, Issuers, IssuersError};
 use crate::server::tls::{ServingCertificate, TlsError};
 use crate::server::{
-    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings,
+    Authenticator, Freshness, KubeReviews, Metrics, ReviewedAccess, ReviewedTokens, Server, Sessions, Settings, Shadow,
     SystemClock,
 };
 use crate::source::compile::Compiler;
@@ -89,6 +89,9 @@ pub enum OperatorError {
     /// Signals.
     #[error("signals can't be waited for: {0}")]
     Signal(std::io::Error),
+    /// The thread of the shadow evaluations.
+    #[error("the thread that compares the packages of rollouts can't be started: {0}")]
+    Thread(std::io::Error),
     /// Something that should run for ever ended.
     #[error("{0} ended: see the log")]
     Ended(&'static str),
@@ -132,7 +135,9 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let freshness = Arc::new(Freshness::new(Instant::now()));
     let compiler = Arc::new(Compiler::new(store.clone()));
     let faults = Arc::new(Faults::default());
-    let into = feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness };
+    let arms_key = arms_key(&keys.redaction);
+    let into =
+        feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness, arms_key };
     let mut feed = Feed::start(&args, &client, &installation, into).await;
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
     let runner = ReplayRunner::new(replays.clone(), past.clone(), Some(feed.objects.clone()), args.namespace.clone());
@@ -172,6 +177,8 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let reviews = Arc::new(reviews);
     let reviewed = ReviewedTokens::new(reviews.clone(), own.clone(), clock.clone(), metrics.clone());
     let authenticator = authenticator(issuers, own, Arc::new(reviewed), &metrics)?;
+    let shadow = Shadow::start(sqlite.clone(), metrics.clone(), keys.redaction.to_vec());
+    let shadow = Arc::new(shadow.map_err(OperatorError::Thread)?);
     let state = Arc::new(Server {
         snapshot: snapshot.clone(),
         freshness,
@@ -192,6 +199,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         gate: crate::gate::check,
         lanes: crate::server::Lanes::default(),
         past,
+        shadow: shadow.clone(),
     });
     let mut servers = serving::start(listeners, &certificate, &state, &ctx)?;
 
@@ -236,6 +244,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     within("the controllers", LAST_PASSES * 2, reconciling).await;
     within("the certificates", LAST_PASSES, keeper).await;
     within("the sessions", LAST_PASSES, sweeper).await;
+    shadow.close().await;
     sqlite.close().await;
     tracing::info!("stopped");
     match ended {

@@ -466,7 +466,10 @@ fn forged_status_without_verb() {
     space.must(&["create", "-f", "-"], &object("PolicyPackage", "demo", &package_spec("1.0.0")));
     space.must(&["create", "-f", "-"], &object("TenantProfile", "default", &json!({})));
     space.must(&["apply", "-f", "-"], &object("TenantRollout", "default", &json!({})));
-    let said = ["remit-status", "only Remit writes it"];
+    let said = |resource: &str| match resource {
+        "tenantrollout" => ["remit-rollout-actions", "only Remit writes it"],
+        _ => ["remit-status", "only Remit writes it"],
+    };
     let forged = json!({
         "tenantUid": "x", "package": "demo", "version": "9.9.9", "digest": format!("sha256:{}", "b".repeat(64)), "revision": 1
     });
@@ -480,7 +483,7 @@ fn forged_status_without_verb() {
         // The author's role allows it, and so does the administrator's; only Remit's ServiceAccount may.
         for who in [&["--as", "author"][..], &[]] {
             let args = [&["patch", resource, name, "--subresource=status", "--type=merge", "-p", &patch], who].concat();
-            space.refused(&args, "", &said);
+            space.refused(&args, "", &said(resource));
         }
     }
     let apply = json!({
@@ -499,7 +502,7 @@ fn forged_status_without_verb() {
             "-",
         ],
         &apply.to_string(),
-        &said,
+        &said("tenantrollout"),
     );
     // Through the object itself a status is ignored: what was forged does not get in by that door.
     let mut whole = apply;

@@ -79,6 +79,10 @@ async fn chart_is_accepted_and_least_privilege() {
     for (allowed, question) in [
         (true, &["list", "policypackages.remit.dev", "-A"][..]),
         (true, &["patch", "tenantrollouts.remit.dev", "--subresource=status", "-n", "default"]),
+        (true, &["patch", "tenantrollouts.remit.dev", "-n", "default"]),
+        (false, &["update", "tenantrollouts.remit.dev", "-n", "default"]),
+        (false, &["delete", "tenantrollouts.remit.dev", "-n", "default"]),
+        (false, &["rollback", "tenantrollouts.remit.dev", "-n", "default"]),
         (true, &["get", "secret/remit-ca", "-n", PLATFORM]),
         (true, &["create", "tokenreviews.authentication.k8s.io"]),
         (false, &["patch", "policypackages.remit.dev", "-n", "default"]),

@@ -1,8 +1,10 @@
 //! Every integration test, in one binary. `support` starts a real control plane and the operator.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod actions;
 mod admission;
 mod api;
+mod arms;
 mod attacks;
 mod chart;
 mod check_command;

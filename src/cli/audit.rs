@@ -343,16 +343,18 @@ mod tests {
         let [a, b, c] = [0; 3].map(|_| written.store.clone());
         let records = get(move |RawQuery(query): RawQuery| async move {
             let after = query.unwrap().split(['=', '&']).nth(1).unwrap().parse().unwrap();
-            let rows = a.audit_rows(after, 2).await.unwrap();
+            let rows = a.audit_rows(&a.audit_writer(), after, 2).await.unwrap();
             let lines: Vec<_> = rows.iter().map(|row| serde_json::to_string(row).unwrap() + "\n").collect();
             let forged = forge.load(Ordering::Relaxed) && after == 2;
             if forged { lines.concat().replacen("git/status", "git/push", 2) } else { lines.concat() }
         });
         let anchors = get(move || async move {
-            Json(json!({"writer": b.audit_writer(), "anchors": b.audit_anchors().await.unwrap()}))
+            Json(json!({"writer": b.audit_writer(), "anchors": b.audit_anchors(&b.audit_writer()).await.unwrap()}))
         });
         let tombstones = get(move || async move {
-            Json(json!({"writer": c.audit_writer(), "tombstones": c.audit_tombstones().await.unwrap()}))
+            Json(
+                json!({"writer": c.audit_writer(), "tombstones": c.audit_tombstones(&c.audit_writer()).await.unwrap()}),
+            )
         });
         let router = axum::Router::new()
             .route("/admin/audit/records", records)

@@ -120,6 +120,7 @@ async fn proxy(args: McpProxy) -> Result<(), Error> {
         return Ok(());
     }
     let (courier, answers) = Courier::new(pdp.clone(), agent, args.pdp.timeout + MARGIN);
+    let courier = courier.in_session(settings.session.clone());
     let connection = Connection::new(Relay::new(settings), courier, answers);
     let done = match Server::start(&args.command) {
         Ok(server) => connection

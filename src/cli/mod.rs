@@ -17,6 +17,7 @@ mod output;
 mod package;
 pub mod pdp;
 mod prospects;
+mod prove;
 mod serve;
 mod suggest;
 mod terminal;
@@ -57,6 +58,10 @@ enum Command {
     WhoCan(prospects::WhoCan),
     WhatCan(prospects::WhatCan),
     Suggest(Box<suggest::Suggest>),
+    Prove(Box<prove::Prove>),
+    /// Proves one question from standard input; for Remit's own use
+    #[command(hide = true, name = crate::proof::worker::COMMAND)]
+    ProveWorker,
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -80,6 +85,8 @@ pub fn main() -> ExitCode {
         Command::WhoCan(args) => block_on(prospects::who_can(args)),
         Command::WhatCan(args) => block_on(prospects::what_can(args)),
         Command::Suggest(args) => block_on(suggest::run(*args)),
+        Command::Prove(args) => block_on(prove::run(*args)),
+        Command::ProveWorker => prove::worker(),
         Command::Generate(args) => generate::run(&args),
     }
 }

@@ -195,10 +195,14 @@ impl AuthZen {
         Err(PdpError::Malformed(format!("over {MAX_PAGES} pages")))
     }
 
-    async fn tools_of(&self, agent: &str) -> Result<Vec<ListedTool>, PdpError> {
-        let question = json!({
+    async fn tools_of(&self, agent: &str, session: Option<&str>) -> Result<Vec<ListedTool>, PdpError> {
+        let mut question = json!({
             "subject": {"type": "agent", "id": agent}, "action": {"name": "call_tool"}, "resource": {"type": "tool"},
         });
+        // While a rollout runs, a session may be answered under another package than its agent's other calls.
+        if let Some(session) = session {
+            question["context"] = json!({"session": session});
+        }
         let found = self.search("resource", &question).await?;
         let mut tools = Vec::new();
         if found.observed_until.is_some() {
@@ -244,12 +248,22 @@ impl Pdp for AuthZen {
 
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>> {
         Box::pin(async move {
-            Ok(self.tools_of(agent).await?.into_iter().map(|tool| tool.name).filter(|name| name != ANY_TOOL).collect())
+            Ok(self
+                .tools_of(agent, None)
+                .await?
+                .into_iter()
+                .map(|tool| tool.name)
+                .filter(|name| name != ANY_TOOL)
+                .collect())
         })
     }
 
-    fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
-        Box::pin(self.tools_of(agent))
+    fn listed<'a>(
+        &'a self,
+        agent: &'a str,
+        session: Option<&'a str>,
+    ) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
+        Box::pin(self.tools_of(agent, session))
     }
 
     fn report<'a>(
@@ -480,7 +494,7 @@ mod tests {
         let token = Token::File(TokenFile::new(dir.path().join("token")));
         let pdp = AuthZen::new(Box::new(InProcess(router)), token, None, Duration::from_secs(10));
         assert_eq!(pdp.tools("coder").await.unwrap(), ["a/y", "b/x"]);
-        let listed: Vec<String> = pdp.listed("coder").await.unwrap().into_iter().map(|t| t.name).collect();
+        let listed: Vec<String> = pdp.listed("coder", None).await.unwrap().into_iter().map(|t| t.name).collect();
         assert_eq!(listed, [ANY_TOOL, "a/y", "b/x"], "while the tenant observes, so is what nobody lists");
     }
 }

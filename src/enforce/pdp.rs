@@ -103,8 +103,12 @@ pub trait Pdp: Send + Sync {
     fn check<'a>(&'a self, question: &'a Question) -> PdpFuture<'a, Result<Verdict, PdpError>>;
     /// Tools (`server/name`) of which some call by this agent could be allowed, sorted.
     fn tools<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<String>, PdpError>>;
-    /// The same, with what the package knows of each; and [`ANY_TOOL`] while the tenant observes.
-    fn listed<'a>(&'a self, agent: &'a str) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
+    /// The same for calls in this session, with what the package knows of each; and [`ANY_TOOL`] while the tenant observes.
+    fn listed<'a>(
+        &'a self,
+        agent: &'a str,
+        _session: Option<&'a str>,
+    ) -> PdpFuture<'a, Result<Vec<ListedTool>, PdpError>> {
         let listed = |name| ListedTool { name, schema_digest: None };
         Box::pin(async move { Ok(self.tools(agent).await?.into_iter().map(listed).collect()) })
     }

@@ -85,6 +85,23 @@ pub struct Decision {
     pub would_be: Option<Box<WouldBe>>,
 }
 
+impl Decision {
+    /// What counts when packages are compared: what it would be if the tenant enforced.
+    pub fn weighed(&self) -> (Outcome, &'static str) {
+        self.would_be.as_ref().map_or((self.outcome, self.code), |w| (w.outcome, w.code))
+    }
+
+    /// Ids of everything that determined it: policies, open asks, and policies that errored. Sorted, each once.
+    pub fn determining(&self) -> Vec<String> {
+        let policies = self.would_be.as_ref().map_or(&self.policies, |w| &w.policies);
+        let ids = policies.iter().chain(&self.asks).map(|p| p.id.clone());
+        let mut ids: Vec<String> = ids.chain(self.errors.iter().map(|e| e.policy.clone())).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
 /// What a decision would be if the tenant enforced.
 #[derive(Clone, Debug)]
 pub struct WouldBe {

@@ -25,6 +25,7 @@ pub use arm::{Arm, Unit, arm, arms_key, shadowed};
 pub use could::{Could, Depends, Prospects, could_allow};
 pub use decision::*;
 pub use observe::OBSERVED;
+pub(crate) use policy::weigh;
 pub use record::*;
 pub use redacted::depends_on_redacted;
 pub use request::*;
@@ -36,6 +37,8 @@ use pass::Pass;
 #[cfg(test)]
 mod could_tests;
 #[cfg(test)]
+mod rollout_tests;
+#[cfg(test)]
 mod tests;
 
 /// A gate: passes, or ends the check.
@@ -46,7 +49,17 @@ const GATES: &[Gate] = &[platform::gate, subject::gate, delegation::gate, stops:
 
 /// Runs every gate in its order and writes down what happened. Never panics on what a caller sent.
 pub fn check(input: &CheckInput<'_>) -> Checked {
+    run(Pass::new(input))
+}
+
+/// What this arm would make of the call, whoever asks: to compare, never to answer.
+pub fn check_under(input: &CheckInput<'_>, arm: Arm) -> Checked {
     let mut pass = Pass::new(input);
+    pass.under = Some(arm);
+    run(pass)
+}
+
+fn run(mut pass: Pass<'_>) -> Checked {
     let decision = GATES.iter().find_map(|gate| gate(&mut pass).err()).unwrap_or_else(|| pass.allowed());
     let decision = observe::weigh(&mut pass, decision);
     let record = record::record(&pass, &decision);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::arm::Arm;
 use super::decision::{CheckInput, Decision, Outcome};
 use super::snapshot::{AgentEntry, Tenant};
 use crate::policy::{AgentFacts, Arguments, CompiledPackage, DelegationFacts, PolicyRef};
@@ -13,7 +14,13 @@ pub(super) struct Pass<'a> {
     pub platform: &'a [Arc<CompiledPackage>],
     /// The tenant, once found.
     pub tenant: Option<&'a Tenant>,
-    /// The tenant's package, once found.
+    /// Evaluated under this arm, whoever asks: in shadow.
+    pub under: Option<Arm>,
+    /// The arm that decides, once the tenant is found.
+    pub arm: Arm,
+    /// The revision that this decision counts for: it was put to the package of one arm.
+    pub revision: Option<i64>,
+    /// The tenant's package of that arm, once found.
     pub package: Option<&'a CompiledPackage>,
     /// The agent that acts, where the subject is one.
     pub agent: Option<&'a AgentEntry>,
@@ -35,6 +42,9 @@ impl<'a> Pass<'a> {
             input,
             platform: &[],
             tenant: None,
+            under: None,
+            arm: Arm::Stable,
+            revision: None,
             package: None,
             agent: None,
             delegation: None,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::approval::asked;
-use super::decision::{Decision, SessionState, TOO_COSTLY};
+use super::decision::{Decision, MAX_PATTERN_COST, Outcome, SessionState, TOO_COSTLY};
 use super::pass::{Pass, deny};
 use super::subject::bad_request;
 use crate::api::Tool;
@@ -116,6 +116,34 @@ fn query<'p>(pass: &'p Pass<'_>, subject: Subject<'p>, tool: Option<&'p Tool>) -
         granted: false,
         hour: pass.hour(),
         tool,
+    }
+}
+
+/// What gates 3, 8 and 9 make of a question that was made up: for proofs, which show no call that these gates have not decided.
+/// `queries` is the same question without the delegator and, where there is one, with it. The policies are the determining ones.
+pub(crate) fn weigh(
+    platform: &[Arc<CompiledPackage>],
+    package: &CompiledPackage,
+    queries: &[Query<'_>],
+) -> (Outcome, Vec<Arc<PolicyRef>>) {
+    let (mut permits, mut asks) = (Vec::new(), Vec::new());
+    for query in queries {
+        let resource = &query.resource;
+        if resource.type_ == "tool" && package.tool(resource.id).is_none() {
+            return (Outcome::Deny, Vec::new());
+        }
+        match evaluate(platform, package, query, MAX_PATTERN_COST) {
+            Ok(found) => {
+                found.permits.into_iter().for_each(|p| add(&mut permits, p));
+                found.asks.into_iter().for_each(|p| add(&mut asks, p));
+            }
+            Err(decision) => return (decision.outcome, decision.policies),
+        }
+    }
+    match (queries.is_empty(), asks.is_empty()) {
+        (true, _) => (Outcome::Refused, Vec::new()),
+        (_, true) => (Outcome::Allow, permits),
+        (_, false) => (Outcome::ApprovalRequired, asks),
     }
 }
 

@@ -40,9 +40,10 @@ pub struct DecisionRecord {
     pub request: CheckRequest,
     /// What Remit knew and gave to Cedar besides the question.
     pub facts: RecordedFacts,
-    /// `stable` or `canary`.
+    /// `stable` or `canary`: whose package was evaluated.
     pub arm: String,
-    /// Number of the rollout's revision that was under way; absent where none was.
+    /// Number of the rollout's revision that was under way, and that this decision counts for; absent where none was, or where the
+    /// question never came to a package.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
     /// Digests of the packages that were evaluated, by side: `platform`, `tenant`.
@@ -208,8 +209,8 @@ pub(super) fn record(pass: &Pass<'_>, decision: &Decision) -> DecisionRecord {
             hour: pass.hour(),
             replay: replay_facts(pass),
         },
-        arm: "stable".into(),
-        revision: None,
+        arm: pass.arm.as_str().into(),
+        revision: pass.revision,
         digests,
         outcome: decision.outcome,
         code: decision.code.to_owned(),

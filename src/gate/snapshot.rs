@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::arm::{Arm, Unit, arm};
 use crate::api::{DelegationMode, Delegator, EffectiveProfile, SessionMode};
 use crate::policy::{AgentFacts, CompiledPackage};
 
@@ -51,11 +52,28 @@ pub struct Tenant {
     pub profile: EffectiveProfile,
 }
 
+impl Tenant {
+    /// The arm of a unit, and the package that decides for it.
+    pub fn decides(&self, unit: Unit<'_>) -> (Arm, Option<&Arc<CompiledPackage>>) {
+        let arm = self.canary.as_ref().map_or(Arm::Stable, |canary| arm(&self.uid, canary, unit));
+        (arm, self.package_of(arm))
+    }
+
+    /// The package of an arm.
+    pub fn package_of(&self, arm: Arm) -> Option<&Arc<CompiledPackage>> {
+        match (arm, &self.canary) {
+            (Arm::Canary, Some(canary)) => canary.package.as_ref(),
+            _ => self.package.as_ref(),
+        }
+    }
+}
+
 /// The package on its way, and for whom it decides.
 #[derive(Clone, Debug)]
 pub struct Canary {
-    /// The candidate.
-    pub package: Arc<CompiledPackage>,
+    /// The candidate. None: this replica can't load it. Its sessions are denied, as if nothing were in force: answered under the other
+    /// package here, they would be answered under two.
+    pub package: Option<Arc<CompiledPackage>>,
     /// Number of the revision: a new one shuffles the sessions anew.
     pub revision: i64,
     /// Sessions that it decides for, of 100.

@@ -1,5 +1,6 @@
 //! Who acts, on what: the names are resolved to objects that Remit knows, and the arguments are flattened.
 
+use super::arm::Unit;
 use super::decision::{Decision, SessionState};
 use super::pass::{Pass, deny, refuse};
 use crate::api::{SessionMode, Tool};
@@ -25,7 +26,11 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
         .get(input.tenant)
         .ok_or_else(|| refuse(404, "unknown_tenant", format!("Remit knows no tenant {:?}.", input.tenant)))?;
     pass.tenant = Some(tenant);
-    pass.package = tenant.package.as_deref();
+    let (arm, decides) = match pass.under {
+        Some(arm) => (arm, tenant.package_of(arm)),
+        None => tenant.decides(Unit::of(request, input.session)),
+    };
+    (pass.arm, pass.package) = (arm, decides.map(AsRef::as_ref));
     pass.arguments = Arguments::flatten(&request.arguments).map_err(bad_request)?;
 
     if request.subject.type_ == "agent" {
@@ -46,6 +51,9 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
         return Err(refuse(400, "invalid_request", "context.session: only agents have sessions."));
     }
 
+    // Who could not be told, or named a session that is none, counts on neither side.
+    pass.revision = tenant.canary.as_ref().map(|canary| canary.revision);
+
     if request.resource.type_ != "tool" {
         return package(pass).map(|_| ());
     }
@@ -62,9 +70,8 @@ pub(super) fn tool<'a>(pass: &Pass<'a>) -> Result<&'a Tool, Decision> {
     let request = pass.input.request;
     let package = package(pass)?;
     let tool = package.tool(&request.resource.id).ok_or_else(|| {
-        let reason =
-            format!("Package {} {} lists no tool {:?}.", package.package(), package.version(), request.resource.id);
-        deny("unknown_tool", reason)
+        // Not which package: an agent must not learn under which one it is answered.
+        deny("unknown_tool", format!("The policy package lists no tool {:?}.", request.resource.id))
     })?;
     // Only an enforcement point that sees the tool's server can say what the tool is now; where it says so, it must be what was reviewed.
     if let (Some(seen), Some(pinned)) = (&request.schema_digest, &tool.schema_digest)

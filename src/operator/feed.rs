@@ -29,6 +29,8 @@ pub struct Into<'a> {
     pub snapshot: &'a Arc<ArcSwap<Snapshot>>,
     pub faults: &'a Arc<Faults>,
     pub freshness: &'a Arc<Freshness>,
+    /// Key by which sessions are shared out between packages.
+    pub arms_key: [u8; 32],
 }
 
 impl Feed {
@@ -49,6 +51,7 @@ impl Feed {
             namespace: args.namespace.clone(),
             installation: installation.to_owned(),
             declared: args.platform_package.clone(),
+            arms_key: into.arms_key,
         };
         let (ready, readiness) = watch::channel(false);
         let (snapshot, faults) = (into.snapshot.clone(), into.faults.clone());

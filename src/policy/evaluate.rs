@@ -20,7 +20,7 @@ use super::query::{Arguments, Evaluation, PolicyError, Query, QueryError, Side};
 use super::schema::{CORE_ACTIONS, TYPES, uid};
 
 /// Id of the entities that carry the call's arguments.
-const CALL: &str = "call";
+pub(super) const CALL: &str = "call";
 /// Costs below this are not looked at more closely: under a millisecond.
 const CHEAP: u64 = 1 << 20;
 

@@ -19,6 +19,7 @@ mod evaluate;
 mod facts;
 mod index;
 mod plan;
+pub(crate) mod portrait;
 mod prospect;
 mod query;
 mod redacted;
@@ -44,6 +45,7 @@ pub use prospect::{Kind, PolicyProspect, Prospect};
 pub use query::*;
 pub use refusal::{Refusal, RefusalCode};
 pub use scan::{ForbidText, PolicyText, forbids, texts};
+pub(crate) use schema::{TYPES, uid};
 pub use signer::{KeyError, PublicKey, Signer, SignerError};
 pub use unknown::Outcomes;
 pub use verify::{

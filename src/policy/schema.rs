@@ -130,6 +130,12 @@ fn core_text(side: Side) -> String {
     format!("{CORE}\n{}", if side == Side::Platform { PLATFORM } else { TENANT })
 }
 
+/// The tenant's core schema with `free` further truth values in every context: what a proof leaves open.
+pub fn tenant_text(free: &[String]) -> String {
+    let open: String = free.iter().map(|name| format!("{name}: Bool,\n  ")).collect();
+    core_text(Side::Tenant).replace("risk: Long,", &format!("{open}risk: Long,"))
+}
+
 #[expect(clippy::expect_used, reason = "compiled-in texts, and the tests build both")]
 fn core_fragment(side: Side) -> Fragment<RawName> {
     static TEXTS: LazyLock<[Fragment<RawName>; 2]> = LazyLock::new(|| {

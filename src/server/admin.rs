@@ -59,18 +59,20 @@ pub async fn audit_records(
     RawQuery(query): RawQuery,
     parts: Parts,
 ) -> Result<Response, HttpError> {
-    let (mut after, mut limit) = (0, AUDIT_ROWS.0);
+    let (mut after, mut limit, mut writer) = (0, AUDIT_ROWS.0, None);
     for (name, value) in parameters(&query.unwrap_or_default())? {
         match name.as_str() {
             "after" => {
                 after = value.parse().map_err(|_| HttpError::field(WRONG, "after", "must be a sequence number"))?
             }
             "limit" => limit = number("limit", &value, AUDIT_ROWS.1)?,
-            _ => return Err(unknown(&name, "after, limit")),
+            "writer" => writer = Some(value),
+            _ => return Err(unknown(&name, "after, limit, writer")),
         }
     }
     authorized(&state, &parts, &state.settings.operator_namespace).await?;
-    let rows = state.store.audit_rows(after, limit).await.map_err(failed)?;
+    let writer = writer.unwrap_or_else(|| state.store.audit_writer());
+    let rows = state.store.audit_rows(&writer, after, limit).await.map_err(failed)?;
     let mut lines = Vec::new();
     for row in &rows {
         serde_json::to_writer(&mut lines, row).map_err(|_| HttpError::internal())?;
@@ -79,18 +81,47 @@ pub async fn audit_records(
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/x-ndjson")], Body::from(lines)).into_response())
 }
 
-/// `GET /admin/audit/anchors`: the writer, and its signed anchors, oldest first.
-pub async fn audit_anchors(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
+/// `GET /admin/audit/writers`: this replica's writer, and the manifest of all.
+pub async fn audit_writers(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
     authorized(&state, &parts, &state.settings.operator_namespace).await?;
-    let anchors = state.store.audit_anchors().await.map_err(failed)?;
-    Ok(Json(json!({"writer": state.store.audit_writer(), "anchors": anchors})).into_response())
+    let writers = state.store.audit_writers().await.map_err(failed)?;
+    Ok(Json(json!({"writer": state.store.audit_writer(), "writers": writers})).into_response())
 }
 
-/// `GET /admin/audit/tombstones`: what retention has taken, signed, oldest first.
-pub async fn audit_tombstones(State(state): State<AppState>, parts: Parts) -> Result<Response, HttpError> {
+/// `GET /admin/audit/anchors?writer=ID`: the writer, and its signed anchors, oldest first.
+pub async fn audit_anchors(
+    State(state): State<AppState>,
+    RawQuery(query): RawQuery,
+    parts: Parts,
+) -> Result<Response, HttpError> {
+    let writer = writer(&state, query)?;
     authorized(&state, &parts, &state.settings.operator_namespace).await?;
-    let tombstones = state.store.audit_tombstones().await.map_err(failed)?;
-    Ok(Json(json!({"writer": state.store.audit_writer(), "tombstones": tombstones})).into_response())
+    let anchors = state.store.audit_anchors(&writer).await.map_err(failed)?;
+    Ok(Json(json!({"writer": writer, "anchors": anchors})).into_response())
+}
+
+/// `GET /admin/audit/tombstones?writer=ID`: what retention has taken, signed, oldest first.
+pub async fn audit_tombstones(
+    State(state): State<AppState>,
+    RawQuery(query): RawQuery,
+    parts: Parts,
+) -> Result<Response, HttpError> {
+    let writer = writer(&state, query)?;
+    authorized(&state, &parts, &state.settings.operator_namespace).await?;
+    let tombstones = state.store.audit_tombstones(&writer).await.map_err(failed)?;
+    Ok(Json(json!({"writer": writer, "tombstones": tombstones})).into_response())
+}
+
+/// Whose chain is asked for; this replica's if nothing is said.
+fn writer(state: &Server, query: Option<String>) -> Result<String, HttpError> {
+    let mut writer = None;
+    for (name, value) in parameters(&query.unwrap_or_default())? {
+        match name.as_str() {
+            "writer" => writer = Some(value),
+            _ => return Err(unknown(&name, "writer")),
+        }
+    }
+    Ok(writer.unwrap_or_else(|| state.store.audit_writer()))
 }
 
 /// UID of the namespace as it is now: a re-created one does not see its predecessor's decisions. Empty where Remit knows

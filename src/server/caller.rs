@@ -34,6 +34,13 @@ pub struct Call {
 }
 
 impl Call {
+    /// A gateway's, for tests.
+    #[cfg(test)]
+    pub fn of_tests(tenant: &str, snapshot: Arc<Snapshot>) -> Self {
+        let caller = Caller { username: "gateway".into(), kind: CallerKind::Gateway, agent: None, stale: false };
+        Self { snapshot, tenant: tenant.into(), caller, refusal: None, key: String::new() }
+    }
+
     /// Whose lane long work waits in: the agent's own tenant waits, also when it asks about another one.
     pub fn lane(&self) -> &str {
         self.caller.agent.as_ref().map_or(self.tenant.as_str(), |(own, _)| own)

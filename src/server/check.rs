@@ -13,9 +13,10 @@ use super::AppState;
 use super::caller::{Call, Refusal};
 use super::error::HttpError;
 use super::lanes::{LIGHT, LIGHT_COST};
+use super::shadow::Job;
 use super::wire::{Answer, weight};
 use crate::gate::{
-    self, CheckInput, CheckRequest, Checked, MAX_PATTERN_COST, Outcome, SessionState, Snapshot, TOO_COSTLY,
+    self, Arm, CheckInput, CheckRequest, Checked, MAX_PATTERN_COST, Outcome, SessionState, Snapshot, TOO_COSTLY, Unit,
 };
 use crate::lifecycle::session::Owner;
 use crate::store::{Committed, StoreError, StoreFuture};
@@ -30,6 +31,24 @@ pub struct Pending {
     took: Duration,
     /// The commit that an allow waits for.
     commit: Option<Result<StoreFuture<'static, Committed>, StoreError>>,
+    /// What it counts for, while a rollout runs.
+    rollout: Option<Box<Counted>>,
+}
+
+/// What a decision counts for in a rollout.
+struct Counted {
+    tenant: String,
+    arm: Arm,
+    /// To be compared with the other arm, once it is answered.
+    job: Option<Job>,
+}
+
+/// What the gates were given, and what they said.
+struct Ran {
+    checked: Checked,
+    snapshot: Arc<Snapshot>,
+    session: SessionState,
+    now: jiff::Timestamp,
 }
 
 /// Runs the gates and queues the record.
@@ -45,15 +64,22 @@ pub async fn check(
     let started = state.clock.instant();
     // Many patterns make a short argument costly, too: what the request's own thread may not do is begun again in the lane.
     let light = (!heavy).then(|| run(state, call, &request, &id, request_id, LIGHT_COST));
-    let light = light.filter(|done| !done.as_ref().is_ok_and(|checked| checked.decision.code == TOO_COSTLY));
-    let checked = if let Some(done) = light {
-        done
+    let light = light.filter(|done| !done.as_ref().is_ok_and(|ran| ran.checked.decision.code == TOO_COSTLY));
+    let (ran, request) = if let Some(done) = light {
+        (done, request)
     } else {
         let (state2, call2, request_id) = (state.clone(), call.clone(), request_id.map(str::to_owned));
-        let work = move || run(&state2, &call2, &request, &id, request_id.as_deref(), MAX_PATTERN_COST);
+        let work = move || (run(&state2, &call2, &request, &id, request_id.as_deref(), MAX_PATTERN_COST), request);
         state.lanes.run(call.lane(), work).await?
     };
-    Ok(queue(state, call, checked?, state.clock.instant().saturating_duration_since(started)))
+    let Ran { checked, snapshot, session, now } = ran?;
+    let took = state.clock.instant().saturating_duration_since(started);
+    let rollout = checked.record.revision.and_then(|_| {
+        let (arm, _) = snapshot.tenants.get(&call.tenant)?.decides(Unit::of(&request, session));
+        let job = state.shadow.is_on().then(|| Job::of(snapshot, call, request, session, now, &checked)).flatten();
+        Some(Box::new(Counted { tenant: call.tenant.clone(), arm, job }))
+    });
+    Ok(Pending { rollout, ..queue(state, call, checked, took) })
 }
 
 fn run(
@@ -63,16 +89,18 @@ fn run(
     id: &str,
     request_id: Option<&str>,
     budget: u64,
-) -> Result<Checked, HttpError> {
+) -> Result<Ran, HttpError> {
     let snapshot = snapshot(state, call)?;
     let session = session(state, &snapshot, &call.tenant, request);
-    let input = input(state, &snapshot, call, &call.tenant, request, session, state.clock.now(), id, request_id);
+    let now = state.clock.now();
+    let input = input(state, &snapshot, call, &call.tenant, request, session, now, id, request_id);
     let input = CheckInput { pattern_budget: budget, ..input };
     // The gates don't panic; if they did, the caller must hear a refusal and not a cut connection.
-    catch_unwind(AssertUnwindSafe(|| (state.gate)(&input))).map_err(|_| {
+    let checked = catch_unwind(AssertUnwindSafe(|| (state.gate)(&input))).map_err(|_| {
         tracing::error!(decision_id = id, tenant = call.tenant, "the gates panicked");
         HttpError::internal()
-    })
+    })?;
+    Ok(Ran { checked, snapshot, session, now })
 }
 
 /// The set to answer from. Taken only when the answer is made: a body that trickles in, a place in the lane or a long batch must not
@@ -172,7 +200,7 @@ fn queue(state: &AppState, call: &Call, checked: Checked, took: Duration) -> Pen
         }
         None
     };
-    Pending { answer, outcome, would_be, status, took, commit }
+    Pending { answer, outcome, would_be, status, took, commit, rollout: None }
 }
 
 impl Pending {
@@ -183,7 +211,7 @@ impl Pending {
 
     /// Waits for the record of an allow; then this is the answer. `Err` for a question that was itself wrong.
     pub async fn answer(self, state: &AppState) -> Result<Answer, HttpError> {
-        let Self { answer, outcome, would_be, status, took, commit } = self;
+        let Self { answer, outcome, would_be, status, took, commit, rollout } = self;
         if let Some(queued) = commit {
             let waited = state.clock.instant();
             if let Err(why) = committed(queued, state.settings.commit_timeout).await {
@@ -199,6 +227,12 @@ impl Pending {
             state.metrics.committed(since(state, waited));
         }
         state.metrics.decided(outcome.as_str(), answer.context.code, would_be, took);
+        if let Some(counted) = rollout {
+            state.metrics.decided_by_arm(&counted.tenant, counted.arm, outcome.as_str());
+            if let Some(job) = counted.job {
+                state.shadow.submit(job);
+            }
+        }
         if outcome != Outcome::Refused {
             return Ok(answer);
         }

@@ -58,6 +58,7 @@ async fn metrics(State(state): State<AppState>) -> Response {
     let (snapshot, now) = (state.snapshot.load(), state.clock.now());
     let observing = snapshot.tenants.values().filter(|t| t.profile.observes(now).is_some()).count();
     state.metrics.snapshot(state.freshness.age(state.clock.instant()), snapshot.generation, observing);
+    state.metrics.keep_tenants(|tenant| snapshot.tenants.contains_key(tenant));
     match state.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),

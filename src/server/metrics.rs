@@ -1,8 +1,11 @@
 //! What Prometheus reads: names with units, labels whose values are Remit's own and few.
 //!
-//! Must never have a label whose values a tenant, an agent or a token chooses.
+//! Must never have a label whose values a tenant, an agent or a token chooses. Names of tenants are labels only of what a rollout is
+//! judged by, and only as long as the tenant is there.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,6 +15,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::gate::Arm;
+use crate::lifecycle::drift::Severity;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -36,6 +42,72 @@ struct SearchLabel {
     search: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ArmLabels {
+    tenant: String,
+    arm: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TenantLabel {
+    tenant: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DriftLabels {
+    tenant: String,
+    severity: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// What a rollout is judged by, per tenant.
+#[derive(Default)]
+struct ArmMetrics {
+    decisions: Family<ArmLabels, Counter>,
+    compared: Family<TenantLabel, Counter>,
+    drift: Family<DriftLabels, Counter>,
+    dropped: Family<ReasonLabel, Counter>,
+    /// Tenants of which anything was counted.
+    tenants: Mutex<HashSet<String>>,
+}
+
+impl ArmMetrics {
+    const OUTCOMES: [&'static str; 4] = ["allow", "deny", "approval_required", "refused"];
+    const SEVERITIES: [Severity; 4] = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
+
+    fn note(&self, tenant: &str) {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if !tenants.contains(tenant) {
+            tenants.insert(tenant.to_owned());
+        }
+    }
+
+    fn keep(&self, there: impl Fn(&str) -> bool) {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants.retain(|tenant| {
+            let keep = there(tenant);
+            if !keep {
+                self.compared.remove(&TenantLabel { tenant: tenant.clone() });
+                for severity in Self::SEVERITIES {
+                    self.drift.remove(&DriftLabels { tenant: tenant.clone(), severity: severity.as_str() });
+                }
+                for arm in [Arm::Stable, Arm::Canary] {
+                    for outcome in Self::OUTCOMES {
+                        let labels = ArmLabels { tenant: tenant.clone(), arm: arm.as_str(), outcome };
+                        self.decisions.remove(&labels);
+                    }
+                }
+            }
+            keep
+        });
+    }
+}
+
 /// The server's metrics, and the registry that others add theirs to before it is shared.
 pub struct Metrics {
     registry: Registry,
@@ -55,6 +127,7 @@ pub struct Metrics {
     snapshot_age: Gauge<f64, AtomicU64>,
     snapshot_generation: Gauge<i64, AtomicI64>,
     tenants_observing: Gauge<i64, AtomicI64>,
+    arms: ArmMetrics,
 }
 
 impl Default for Metrics {
@@ -108,7 +181,25 @@ impl Metrics {
         );
         r.register("snapshot_generation", "How often the snapshot was swapped", snapshot_generation.clone());
         r.register("tenants_observing", "Tenants whose policy is observed, not enforced", tenants_observing.clone());
+        let arms = ArmMetrics::default();
+        r.register(
+            "rollout_decisions",
+            "Decisions of each arm while a rollout runs, by outcome",
+            arms.decisions.clone(),
+        );
+        r.register(
+            "shadow_compared",
+            "Calls that were evaluated under both packages of a rollout",
+            arms.compared.clone(),
+        );
+        r.register("shadow_drift", "Calls that the packages of a rollout decide otherwise", arms.drift.clone());
+        r.register(
+            "shadow_dropped",
+            "Calls that were not compared: queue_full, store_behind, store_failed, panicked",
+            arms.dropped.clone(),
+        );
         Self {
+            arms,
             registry,
             check_seconds,
             commit_seconds,
@@ -130,6 +221,33 @@ impl Metrics {
     pub fn decided(&self, outcome: &'static str, code: &'static str, would_be: &'static str, took: Duration) {
         self.check_seconds.observe(took.as_secs_f64());
         self.decisions.get_or_create(&DecisionLabels { outcome, code, would_be }).inc();
+    }
+
+    /// A decision of an arm, while a rollout runs.
+    pub fn decided_by_arm(&self, tenant: &str, arm: Arm, outcome: &'static str) {
+        self.arms.note(tenant);
+        let labels = ArmLabels { tenant: tenant.to_owned(), arm: arm.as_str(), outcome };
+        self.arms.decisions.get_or_create(&labels).inc();
+    }
+
+    /// A call was evaluated under both packages of a rollout, and the comparison is kept.
+    pub fn shadow_compared(&self, tenant: &str, severity: Severity) {
+        self.arms.note(tenant);
+        self.arms.compared.get_or_create(&TenantLabel { tenant: tenant.to_owned() }).inc();
+        if severity != Severity::None {
+            let labels = DriftLabels { tenant: tenant.to_owned(), severity: severity.as_str() };
+            self.arms.drift.get_or_create(&labels).inc();
+        }
+    }
+
+    /// Calls that should have been compared, and were not.
+    pub fn shadow_dropped(&self, reason: &'static str, calls: u64) {
+        self.arms.dropped.get_or_create(&ReasonLabel { reason }).inc_by(calls);
+    }
+
+    /// Forgets what was counted of tenants that are gone.
+    pub fn keep_tenants(&self, there: impl Fn(&str) -> bool) {
+        self.arms.keep(there);
     }
 
     /// A commit that an allow waited for.

@@ -29,6 +29,7 @@ mod review_api;
 mod reviews;
 mod search;
 mod sessions;
+mod shadow;
 pub mod tls;
 mod why;
 mod wire;
@@ -62,6 +63,7 @@ pub use retention::retain;
 pub use review_api::KubeReviews;
 pub use reviews::NoVerdict;
 pub use sessions::Sessions;
+pub use shadow::Shadow;
 
 use crate::gate::{CheckInput, Checked, Snapshot};
 use crate::source::past::PastPackages;
@@ -126,6 +128,8 @@ pub struct Server {
     pub lanes: Lanes,
     /// Packages that were in force before, for explaining.
     pub past: Arc<dyn PastPackages>,
+    /// Compares the packages of a rollout, off the answers' path.
+    pub shadow: Arc<Shadow>,
 }
 
 pub use lanes::Lanes;
@@ -179,6 +183,7 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/audit/records", get(admin::audit_records))
         .route("/admin/audit/anchors", get(admin::audit_anchors))
         .route("/admin/audit/tombstones", get(admin::audit_tombstones))
+        .route("/admin/audit/writers", get(admin::audit_writers))
         .fallback(async || HttpError::not_found("unknown_route", "There is nothing at this address."))
         .method_not_allowed_fallback(async || {
             HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This address takes another method.")

@@ -187,7 +187,8 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
     paths.insert("/admin/audit/records".into(), json!({"get": {
         "operationId": "auditRecords", "tags": ["Record"], "summary": "Rows of the hash chain, one JSON object a line",
         "description": audit, "security": security,
-        "parameters": [query("after", "Sequence number after which to begin; 0 if not set."), query("limit", "At most so many, 1 to 10000; 1000 if not set.")],
+        "parameters": [query("after", "Sequence number after which to begin; 0 if not set."), query("limit", "At most so many, 1 to 10000; 1000 if not set."),
+            query("writer", WRITER)],
         "responses": {
             "200": {"description": "The rows.", "content": {"application/x-ndjson": {"schema": {"type": "string"}}}},
             "default": reference("responses", "Error")
@@ -196,9 +197,16 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
     for (path, operation, what) in [
         ("/admin/audit/anchors", "auditAnchors", "Signed anchors (DSSE), oldest first"),
         ("/admin/audit/tombstones", "auditTombstones", "What retention has taken, signed (DSSE), oldest first"),
+        (
+            "/admin/audit/writers",
+            "auditWriters",
+            "The writer of the replica that answers, and the manifest of all writers",
+        ),
     ] {
+        let parameters = if operation == "auditWriters" { json!([]) } else { json!([query("writer", WRITER)]) };
         paths.insert(path.into(), json!({"get": {
             "operationId": operation, "tags": ["Record"], "summary": what, "description": audit, "security": security,
+            "parameters": parameters,
             "responses": {
                 "200": {"description": what, "content": {"application/json": {"schema": {"type": "object"}}}},
                 "default": reference("responses", "Error")
@@ -206,6 +214,9 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
         }}));
     }
 }
+
+/// Which chain.
+const WRITER: &str = "Whose chain: one of the manifest, the answering replica's if not set.";
 
 fn parameters() -> Value {
     json!({

@@ -16,8 +16,8 @@ use super::caller::{self, Call};
 use super::error::HttpError;
 use super::{AppState, body, check, wire};
 use crate::api::Tool;
-use crate::gate::{CheckInput, CheckRequest, Could, Decision, Depends, MAX_PATTERN_COST, Prospects, could_allow};
-use crate::policy::{CallerKind, sha256_text};
+use crate::gate::{CheckInput, CheckRequest, Could, Decision, Depends, MAX_PATTERN_COST, Prospects, Unit, could_allow};
+use crate::policy::{CallerKind, CompiledPackage, sha256_text};
 
 /// Results of one page, at most.
 const MAX_PAGE: usize = 1000;
@@ -218,7 +218,12 @@ fn run(state: &AppState, call: &Call, search: &Search) -> Result<Found, HttpErro
     {
         return Err(HttpError::forbidden("not_your_identity", "An agent asks only for itself, in its own tenant."));
     }
-    let package = tenant.package.as_deref();
+    // As a check of the same question would be answered. Of other agents than the one that asks, each has its own.
+    let package_of = |request: &CheckRequest| {
+        let session = check::session(state, &snapshot, &call.tenant, request);
+        tenant.decides(Unit::of(request, session)).1.map(AsRef::as_ref)
+    };
+    let package: Option<&CompiledPackage> = package_of(&search.request);
     let mut names: Vec<&str> = match (search.kind, &call.caller.agent) {
         (Kind::Resource, _) => package.into_iter().flat_map(|p| p.tools()).map(|t| t.name.as_str()).collect(),
         (Kind::Subject, None) => tenant.agents.keys().map(String::as_str).collect(),
@@ -276,6 +281,7 @@ fn run(state: &AppState, call: &Call, search: &Search) -> Result<Found, HttpErro
         });
         if let Some(details) = found.context.as_mut().and_then(|c| c.details.as_mut()) {
             let tool = Some(request.resource.id.as_str()).filter(|_| request.resource.type_ == "tool");
+            let package = package_of(&request);
             details.push(Detail {
                 id: (*name).to_owned(),
                 tier: tool.and_then(|t| package?.tool(t)).map(|t| t.tier.as_str()),

@@ -21,7 +21,7 @@ use super::clock::Clock;
 use super::freshness::Freshness;
 use super::metrics::Metrics;
 use super::reviews::NoVerdict;
-use super::{AppState, Gate, Lanes, Server, Sessions, Settings, router};
+use super::{AppState, Gate, Lanes, Server, Sessions, Settings, Shadow, router};
 use crate::api::{
     DelegationMode, EffectiveProfile, PolicyPackageSpec, Sensitivity, SessionMode, SourceFile, Tier, Tool,
 };
@@ -260,9 +260,10 @@ impl World {
     pub async fn restarted(self) -> Self {
         self.store.close().await;
         let (dir, clock, snapshot) = (self._dir.clone(), self.clock.clone(), self.state.snapshot.load_full());
+        let gate = self.state.gate;
         drop(self);
         let store = SqliteStore::open(dir.path(), SqliteOptions::default()).await.unwrap();
-        Self::over(dir, store, by_name, Snapshot::clone(&snapshot), clock).await
+        Self::over(dir, store, gate, Snapshot::clone(&snapshot), clock).await
     }
 
     async fn over(
@@ -295,12 +296,24 @@ impl World {
             gate,
             lanes: Lanes::default(),
             past: Arc::new(NothingPast),
+            shadow: Arc::new(Shadow::off()),
         });
         Self { router: router(state.clone()), state, clock, journal, rights, store, _dir: dir }
     }
 
     /// The same server, with packages that were in force before.
     pub fn remembering(self, past: Arc<dyn PastPackages>) -> Self {
+        let shadow = self.state.shadow.clone();
+        self.with_parts(past, shadow)
+    }
+
+    /// The same server, comparing the packages of rollouts.
+    pub fn shadowing(self, shadow: Shadow) -> Self {
+        let past = self.state.past.clone();
+        self.with_parts(past, Arc::new(shadow))
+    }
+
+    fn with_parts(self, past: Arc<dyn PastPackages>, shadow: Arc<Shadow>) -> Self {
         let s = &self.state;
         let state = Arc::new(Server {
             snapshot: s.snapshot.clone(),
@@ -318,6 +331,7 @@ impl World {
             gate: s.gate,
             lanes: Lanes::default(),
             past,
+            shadow,
         });
         Self { router: router(state.clone()), state, ..self }
     }

@@ -13,7 +13,7 @@ use super::admin::{authorized, failed, uid};
 use super::caller::{may, named};
 use super::error::HttpError;
 use super::{AppState, Server};
-use crate::gate::{Snapshot, Texts, Why, why};
+use crate::gate::{Arm, Snapshot, Texts, Why, why};
 use crate::policy::{CompiledPackage, Side};
 use crate::store::StoredDecision;
 
@@ -65,7 +65,11 @@ async fn texts(state: &Server, stored: &StoredDecision, all: bool) -> Vec<Texts>
 
 fn in_force(snapshot: &Snapshot, tenant: &str, digest: &str, side: Side) -> Option<Arc<CompiledPackage>> {
     match side {
-        Side::Tenant => snapshot.tenants.get(tenant)?.package.clone().filter(|p| p.digest() == digest),
+        Side::Tenant => {
+            let tenant = snapshot.tenants.get(tenant)?;
+            let mut both = [Arm::Stable, Arm::Canary].into_iter().filter_map(|arm| tenant.package_of(arm));
+            both.find(|p| p.digest() == digest).cloned()
+        }
         Side::Platform => {
             let packages = snapshot.platform.as_ref()?.as_ref().ok()?;
             packages.iter().find(|p| p.digest() == digest).cloned()

@@ -156,7 +156,7 @@ impl Feed {
         let agents: Vec<&Agent> = agents.iter().collect();
         let profile = EffectiveProfile::of(None, profile);
         let previous = self.state.as_ref().map(|s| &s.tenant);
-        let input = TenantInput { name, uid, agents: &agents, package: package.clone(), profile };
+        let input = TenantInput { name, uid, agents: &agents, package: package.clone(), canary: None, profile };
         let state = TenantState { tenant: tenant(input, previous), identities: Arc::new(identities(name, &agents)) };
         self.package = package;
         self.state = Some(state.clone());

@@ -17,9 +17,10 @@ use tokio::sync::watch;
 use super::compile::Compiler;
 use super::kubernetes::{Change, Listeners, Objects, Pulse, tell};
 use super::recorded::{LoadError, PackageBytes, check, read};
+use super::routing::Routing;
 use super::snapshot::{TenantInput, TenantState, assemble, identities, tenant};
 use crate::api::{Agent, EffectiveProfile, PolicyPackageSpec, RevisionStatus, RevokedReason};
-use crate::gate::Snapshot;
+use crate::gate::{Canary, Snapshot};
 use crate::lifecycle::rollout::revision_name;
 use crate::policy::{CompiledPackage, Side, Signer, base_platform, digest};
 
@@ -28,23 +29,38 @@ const COALESCE: Duration = Duration::from_millis(1);
 /// When a load that failed for a passing reason is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Why the package in force of a namespace can't be loaded, for its rollout to say.
+/// Why the packages of a namespace can't be loaded here, for its rollout to say: the one in force, and the candidate.
 #[derive(Default)]
-pub struct Faults(Mutex<HashMap<String, String>>);
+pub struct Faults(Mutex<HashMap<String, Fault>>);
+
+/// Why what can't be loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Fault {
+    in_force: Option<String>,
+    candidate: Option<String>,
+}
 
 impl Faults {
-    /// Why, if it can't.
+    /// Why the package in force can't be loaded, if it can't.
     pub fn get(&self, namespace: &str) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned()
+        self.of(namespace).in_force
     }
 
-    /// Sets it; says whether that is news.
-    fn set(&self, namespace: &str, fault: Option<String>) -> bool {
+    /// Why the candidate can't be loaded, if it can't. Its sessions are denied here meanwhile.
+    pub fn candidate(&self, namespace: &str) -> Option<String> {
+        self.of(namespace).candidate
+    }
+
+    fn of(&self, namespace: &str) -> Fault {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned().unwrap_or_default()
+    }
+
+    /// Sets them; says what they were.
+    fn set(&self, namespace: &str, fault: Fault) -> Fault {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match fault {
-            Some(why) => all.insert(namespace.into(), why.clone()).is_none_or(|old| old != why),
-            None => all.remove(namespace).is_some(),
-        }
+        let before =
+            if fault == Fault::default() { all.remove(namespace) } else { all.insert(namespace.into(), fault) };
+        before.unwrap_or_default()
     }
 }
 
@@ -63,6 +79,7 @@ pub fn compromised(signers: &[Signer]) -> BTreeSet<String> {
 }
 
 /// A package that is loaded for a tenant, and as what.
+#[derive(Clone)]
 struct Loaded {
     uid: String,
     digest: String,
@@ -82,6 +99,8 @@ pub struct Sources {
     pub installation: String,
     /// The declared platform package: name and digest.
     pub declared: Option<(String, String)>,
+    /// Key by which sessions are shared out between packages.
+    pub arms_key: [u8; 32],
 }
 
 /// Builds snapshots.
@@ -93,7 +112,10 @@ pub struct Index {
     pulse: Arc<Pulse>,
     ready: watch::Sender<bool>,
     tenants: BTreeMap<String, TenantState>,
-    loaded: HashMap<String, Loaded>,
+    /// By namespace: what is in force, and the candidate.
+    loaded: HashMap<String, Vec<Loaded>>,
+    /// By namespace: what of its rollout's status is acted by.
+    routing: HashMap<String, Routing>,
     platform: Option<Arc<CompiledPackage>>,
     platform_fault: Option<String>,
     generation: u64,
@@ -118,6 +140,7 @@ impl Index {
             ready,
             tenants: BTreeMap::new(),
             loaded: HashMap::new(),
+            routing: HashMap::new(),
             platform: None,
             platform_fault: None,
             generation: 0,
@@ -187,24 +210,34 @@ impl Index {
             let (fault, passing) = match objects.namespaces.get(&ObjectRef::new(&name)) {
                 Some(namespace) => self.tenant(&namespace, &signers, &compromised).await,
                 None => {
-                    self.tenants.remove(&name);
-                    self.loaded.remove(&name);
-                    (None, false)
+                    self.drop_tenant(&name);
+                    (Fault::default(), false)
                 }
             };
             if passing {
                 again.insert(name.clone());
             }
-            let why = fault.clone();
-            if self.faults.set(&name, fault) {
-                match why {
-                    Some(why) => {
-                        tracing::error!(tenant = %name, %why, "what is in force can't be loaded: everything is denied")
-                    }
-                    None => tracing::info!(tenant = %name, "what is in force is loaded again"),
-                }
-                tell(&self.listeners, &Change::Loaded(name));
+            let before = self.faults.set(&name, fault.clone());
+            if before == fault {
+                continue;
             }
+            match &fault.in_force {
+                Some(why) if before.in_force != fault.in_force => {
+                    tracing::error!(tenant = %name, %why, "what is in force can't be loaded: everything is denied");
+                }
+                None if before.in_force.is_some() => tracing::info!(tenant = %name, "what is in force is loaded again"),
+                _ => {}
+            }
+            match &fault.candidate {
+                Some(why) if before.candidate != fault.candidate => {
+                    tracing::error!(tenant = %name, %why, "the candidate can't be loaded: its sessions are denied");
+                }
+                None if before.candidate.is_some() => {
+                    tracing::info!(tenant = %name, "the candidate can be loaded, or is gone")
+                }
+                _ => {}
+            }
+            tell(&self.listeners, &Change::Loaded(name));
         }
         self.generation += 1;
         self.snapshot.store(Arc::new(assemble(self.generation, Some(platform), &self.tenants)));
@@ -214,13 +247,19 @@ impl Index {
         again
     }
 
-    /// One tenant; why its package can't be loaded, and whether that may pass by itself.
+    fn drop_tenant(&mut self, name: &str) {
+        self.tenants.remove(name);
+        self.loaded.remove(name);
+        self.routing.remove(name);
+    }
+
+    /// One tenant; why its packages can't be loaded, and whether that may pass by itself.
     async fn tenant(
         &mut self,
         namespace: &Namespace,
         signers: &[Signer],
         compromised: &BTreeSet<String>,
-    ) -> (Option<String>, bool) {
+    ) -> (Fault, bool) {
         let name = namespace.name_any();
         let uid = namespace.uid().unwrap_or_default();
         let objects = &self.from.objects;
@@ -229,72 +268,99 @@ impl Index {
         let rollout = objects.rollout_of(&name);
         let profile = objects.profile_of(&name);
         if agents.is_empty() && rollout.is_none() && profile.is_none() && objects.packages_of(&name).is_empty() {
-            self.tenants.remove(&name);
-            self.loaded.remove(&name);
-            return (None, false);
+            self.drop_tenant(&name);
+            return (Fault::default(), false);
         }
         let floor = objects.profile_of(&self.from.namespace);
         let spec = |p: &'_ Option<Arc<super::kubernetes::Guarded<crate::api::TenantProfile>>>| {
             p.as_ref().and_then(|p| p.0.as_ref().ok()).map(crate::api::TenantProfile::counted)
         };
         let profile = EffectiveProfile::of(spec(&floor).as_ref(), spec(&profile).as_ref());
+        let routing = match rollout.as_ref().and_then(|r| r.0.as_ref().ok()) {
+            Some(rollout) => Routing::of(rollout, self.routing.get(&name)),
+            None => Routing::default(),
+        };
+        self.routing.insert(name.clone(), routing.clone());
+        let bad = |s: &RevisionStatus| s.key_fingerprint.as_ref().is_some_and(|k| compromised.contains(k));
         // A re-created namespace inherits nothing: a fact with another UID is none.
-        let recorded = rollout
-            .as_ref()
-            .and_then(|r| r.0.as_ref().ok()?.status.as_ref()?.stable.clone())
-            .filter(|s| s.tenant_uid == uid)
-            .filter(|s| !s.key_fingerprint.as_ref().is_some_and(|k| compromised.contains(k)));
+        let recorded = routing.stable.filter(|s| s.tenant_uid == uid).filter(|s| !bad(s));
+        let candidate = routing.candidate.filter(|c| c.revision.tenant_uid == uid);
         let state = self.tenants.get(&name);
         let mine = identities(&name, &agents);
         let mine = match state {
             Some(s) if *s.identities == mine => s.identities.clone(),
             _ => Arc::new(mine),
         };
-        let (package, fault, passing) = match recorded {
-            None => (None, None, false),
+        let mut used = Vec::new();
+        let mut passing = false;
+        let mut fault = Fault::default();
+        let package = match recorded {
+            None => None,
             Some(recorded) => match self.load(&name, &recorded, signers).await {
-                Ok(package) => (Some(package), None, false),
+                Ok(loaded) => {
+                    tracing::debug!(tenant = %name, digest = loaded.digest, "in force");
+                    used.push(loaded.clone());
+                    Some(loaded.package)
+                }
                 Err(error) => {
-                    let passing = matches!(error, LoadError::Unavailable(_));
-                    (None, Some(error.to_string()), passing)
+                    passing |= matches!(error, LoadError::Unavailable(_));
+                    fault.in_force = Some(error.to_string());
+                    None
                 }
             },
         };
-        match &package {
-            None => drop(self.loaded.remove(&name)),
-            Some(package) => tracing::debug!(tenant = %name, digest = package.digest(), "in force"),
+        let mut canary = None;
+        if let Some(candidate) = candidate {
+            // Also before stage one, so that it is at hand when that begins.
+            let loaded = match bad(&candidate.revision) {
+                true => Err(LoadError::Unavailable("the key of its signature is compromised".into())),
+                false => self.load(&name, &candidate.revision, signers).await,
+            };
+            let package = match loaded {
+                Ok(loaded) => {
+                    used.push(loaded.clone());
+                    Some(loaded.package)
+                }
+                Err(error) => {
+                    passing |= matches!(error, LoadError::Unavailable(_));
+                    fault.candidate = Some(error.to_string());
+                    None
+                }
+            };
+            canary = candidate.share.map(|(percent, shadow_percent)| Canary {
+                package,
+                revision: candidate.revision.revision,
+                percent,
+                shadow_percent,
+                key: self.from.arms_key,
+            });
         }
+        // What neither decides any more is let go of.
+        self.loaded.insert(name.clone(), used);
         let previous = self.tenants.get(&name).map(|s| &s.tenant);
-        let tenant = tenant(TenantInput { name: &name, uid: &uid, agents: &agents, package, profile }, previous);
+        let input = TenantInput { name: &name, uid: &uid, agents: &agents, package, canary, profile };
+        let tenant = tenant(input, previous);
         self.tenants.insert(name, TenantState { tenant, identities: mine });
         (fault, passing)
     }
 
-    /// Loads what is recorded as in force, or gives what was loaded before: it proved right then, and bytes don't change.
-    async fn load(
-        &mut self,
-        namespace: &str,
-        recorded: &RevisionStatus,
-        signers: &[Signer],
-    ) -> Result<Arc<CompiledPackage>, LoadError> {
-        if let Some(l) = self.loaded.get(namespace)
-            && l.uid == recorded.tenant_uid
-            && l.digest == recorded.digest
-            && l.key == recorded.key_fingerprint
-        {
-            return Ok(l.package.clone());
+    /// Loads what is recorded, or gives what was loaded before: it proved right then, and bytes don't change.
+    async fn load(&self, namespace: &str, recorded: &RevisionStatus, signers: &[Signer]) -> Result<Loaded, LoadError> {
+        let same = |l: &&Loaded| {
+            l.uid == recorded.tenant_uid && l.digest == recorded.digest && l.key == recorded.key_fingerprint
+        };
+        if let Some(loaded) = self.loaded.get(namespace).and_then(|all| all.iter().find(same)) {
+            return Ok(loaded.clone());
         }
         let bytes = find_bytes(&self.from.objects, namespace, recorded, signers)?;
         check(&bytes, recorded, namespace, &self.from.installation, signers)?;
         let package = self.compile(&bytes.spec, &recorded.digest, Side::Tenant).await?;
-        let loaded = Loaded {
+        Ok(Loaded {
             uid: recorded.tenant_uid.clone(),
             digest: recorded.digest.clone(),
             key: recorded.key_fingerprint.clone(),
-            package: package.clone(),
-        };
-        self.loaded.insert(namespace.into(), loaded);
-        Ok(package)
+            package,
+        })
     }
 
     async fn compile(
@@ -410,3 +476,7 @@ impl Dirty {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod unit;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::api::{Agent, EffectiveProfile, is_federated};
-use crate::gate::{AgentEntry, IdentityOwner, Snapshot, Tenant, federated_key};
+use crate::gate::{AgentEntry, Canary, IdentityOwner, Snapshot, Tenant, federated_key};
 use crate::policy::{AgentFacts, CompiledPackage};
 
 /// Everything of one tenant that decides.
@@ -19,6 +19,8 @@ pub struct TenantInput<'a> {
     pub agents: &'a [&'a Agent],
     /// What is in force and was loaded.
     pub package: Option<Arc<CompiledPackage>>,
+    /// What is on its way, and for whom it decides.
+    pub canary: Option<Canary>,
     /// Its settings, over the platform's.
     pub profile: EffectiveProfile,
 }
@@ -39,12 +41,13 @@ pub fn tenant(input: TenantInput<'_>, previous: Option<&Arc<Tenant>>) -> Arc<Ten
         && old.uid == input.uid
         && old.profile == input.profile
         && same_package(old.package.as_ref(), input.package.as_ref())
+        && same_canary(old.canary.as_deref(), input.canary.as_ref())
         && old.agents == agents
     {
         return old.clone();
     }
     Arc::new(Tenant {
-        canary: None,
+        canary: input.canary.map(Arc::new),
         name: input.name.into(),
         uid: input.uid.into(),
         agents,
@@ -56,6 +59,17 @@ pub fn tenant(input: TenantInput<'_>, previous: Option<&Arc<Tenant>>) -> Arc<Ten
 fn same_package(a: Option<&Arc<CompiledPackage>>, b: Option<&Arc<CompiledPackage>>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+fn same_canary(a: Option<&Canary>, b: Option<&Canary>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => {
+            let share = |c: &Canary| (c.revision, c.percent, c.shadow_percent, c.key);
+            share(a) == share(b) && same_package(a.package.as_ref(), b.package.as_ref())
+        }
         (None, None) => true,
         _ => false,
     }
@@ -145,7 +159,7 @@ mod tests {
 
     fn build(agents: &[&Agent], previous: Option<&Arc<Tenant>>) -> Arc<Tenant> {
         let profile = EffectiveProfile::default();
-        tenant(TenantInput { name: "acme", uid: "u", agents, package: None, profile }, previous)
+        tenant(TenantInput { name: "acme", uid: "u", agents, package: None, canary: None, profile }, previous)
     }
 
     #[test]
@@ -189,11 +203,28 @@ mod tests {
     }
 
     #[test]
+    fn another_share_is_another_tenant() {
+        let build = |percent, previous: Option<&Arc<Tenant>>| {
+            let package = Some(crate::policy::base_platform());
+            let canary = Canary { package, revision: 2, percent, shadow_percent: 100, key: [1; 32] };
+            let profile = EffectiveProfile::default();
+            let input =
+                TenantInput { name: "acme", uid: "u", agents: &[], package: None, canary: Some(canary), profile };
+            tenant(input, previous)
+        };
+        let first = build(5, None);
+        assert!(Arc::ptr_eq(&first, &build(5, Some(&first))));
+        let next = build(25, Some(&first));
+        assert_eq!(next.canary.as_ref().unwrap().percent, 25);
+    }
+
+    #[test]
     fn recreated_namespace_or_agent_is_another_one() {
         let a = agent("a", &["x"], 1);
         let first = build(&[&a], None);
         let profile = EffectiveProfile::default();
-        let next = tenant(TenantInput { name: "acme", uid: "v", agents: &[&a], package: None, profile }, Some(&first));
+        let input = TenantInput { name: "acme", uid: "v", agents: &[&a], package: None, canary: None, profile };
+        let next = tenant(input, Some(&first));
         assert_eq!(next.uid, "v");
         let mut b = agent("a", &["x"], 1);
         b.metadata.uid = Some("uid-new".into());

@@ -494,7 +494,7 @@ mod tests {
     #[test]
     fn an_edited_column_is_found() {
         type Edit = fn(&mut Columns);
-        let edits: [(&str, Edit); 8] = [
+        let edits: [(&str, Edit); 9] = [
             ("id", |c| c.id.push('x')),
             ("time", |c| c.time += 1),
             ("tenant", |c| c.tenant = "other".into()),
@@ -503,6 +503,7 @@ mod tests {
             ("session", |c| c.session = Some("s".into())),
             ("action", |c| c.action = "other".into()),
             ("outcome", |c| c.outcome = "deny".into()),
+            ("rollout", |c| c.rollout = Some(crate::store::RolloutColumns::default())),
         ];
         for (name, edit) in edits {
             let (mut rows, said) = chain_of(3);

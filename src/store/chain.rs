@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::gate::DecisionRecord;
+use crate::gate::{DecisionRecord, Outcome};
 
 /// SHA-256.
 pub type Hash = [u8; 32];
@@ -110,11 +110,66 @@ pub struct Columns {
     pub action: String,
     /// Outcome, as records write it.
     pub outcome: String,
+    /// By what a rollout is judged; absent where the record counts for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutColumns>,
+}
+
+/// What a record says of the arm of a rollout that it was decided by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutColumns {
+    /// UID of the namespace.
+    pub tenant_uid: String,
+    /// Number of the revision.
+    pub revision: i64,
+    /// `stable` or `canary`.
+    pub arm: String,
+    /// Name of the agent, or `type:id` of another subject.
+    pub subject: String,
+    /// `allow`, `approval_required`, `deny`, or `error`: denied because a policy could not be evaluated. Of what was only observed:
+    /// what it would be.
+    pub result: String,
+    /// Time in the gates, microseconds.
+    pub latency: i64,
+}
+
+/// Codes of denies by which nobody decided: a policy failed, or the package of the arm could not be loaded.
+const NOT_EVALUATED: [&str; 2] = ["evaluation_error", "no_package"];
+
+/// What counts when arms are compared. A question that was refused was not allowed.
+fn result(outcome: &str, code: &str) -> String {
+    match outcome {
+        "deny" if NOT_EVALUATED.contains(&code) => "error",
+        "allow" | "approval_required" => outcome,
+        _ => Outcome::Deny.as_str(),
+    }
+    .to_owned()
+}
+
+/// Whom a record is counted for.
+pub(super) fn subject(agent: &str, type_: &str, id: &str) -> String {
+    if agent.is_empty() { format!("{type_}:{id}") } else { agent.to_owned() }
 }
 
 impl From<DecisionRecord> for Columns {
     fn from(record: DecisionRecord) -> Self {
+        let rollout = record.revision.map(|revision| {
+            let (outcome, code) = match &record.would_be {
+                Some(w) => (w.outcome, &w.code),
+                None => (record.outcome, &record.code),
+            };
+            let asked = &record.request.subject;
+            RolloutColumns {
+                tenant_uid: record.tenant_uid.clone(),
+                revision,
+                arm: record.arm.clone(),
+                subject: subject(&record.agent, &asked.type_, &asked.id),
+                result: result(outcome.as_str(), code),
+                latency: i64::try_from(record.latency_micros).unwrap_or(i64::MAX),
+            }
+        });
         Self {
+            rollout,
             id: record.id,
             time: record.time.as_microsecond(),
             tenant: record.tenant,
@@ -140,19 +195,60 @@ impl Columns {
             delegated_from: Option<String>,
             request: Request,
             outcome: String,
+            #[serde(default)]
+            tenant_uid: String,
+            #[serde(default)]
+            arm: String,
+            #[serde(default)]
+            revision: Option<i64>,
+            #[serde(default)]
+            code: String,
+            #[serde(default)]
+            would_be: Option<WouldBe>,
+            #[serde(default)]
+            latency_micros: u64,
+        }
+        #[derive(Deserialize)]
+        struct WouldBe {
+            outcome: String,
+            code: String,
         }
         #[derive(Deserialize)]
         struct Request {
             #[serde(default)]
             session: Option<String>,
+            #[serde(default)]
+            subject: Subject,
             action: Action,
+        }
+        #[derive(Default, Deserialize)]
+        struct Subject {
+            #[serde(rename = "type", default)]
+            type_: String,
+            #[serde(default)]
+            id: String,
         }
         #[derive(Deserialize)]
         struct Action {
             name: String,
         }
         let body: Body = serde_json::from_slice(body)?;
+        let rollout = body.revision.map(|revision| {
+            let (outcome, code) = match &body.would_be {
+                Some(w) => (&w.outcome, &w.code),
+                None => (&body.outcome, &body.code),
+            };
+            RolloutColumns {
+                result: result(outcome, code),
+                subject: subject(&body.agent, &body.request.subject.type_, &body.request.subject.id),
+                tenant_uid: body.tenant_uid,
+                revision,
+                arm: body.arm,
+                latency: i64::try_from(body.latency_micros).unwrap_or(i64::MAX),
+            }
+        });
         Ok(Self {
+            rollout,
             id: body.id,
             time: body.time.as_microsecond(),
             tenant: body.tenant,
@@ -175,6 +271,7 @@ impl Columns {
             ("session", self.session != other.session),
             ("action", self.action != other.action),
             ("outcome", self.outcome != other.outcome),
+            ("rollout", self.rollout != other.rollout),
         ]
         .into_iter()
         .find_map(|(name, differs)| differs.then_some(name))
@@ -193,6 +290,40 @@ mod tests {
         record.request.session = Some("s-1".into());
         let body = serde_json::to_vec(&record).unwrap();
         assert_eq!(Columns::from(record), Columns::derive(&body).unwrap());
+    }
+
+    #[test]
+    fn what_a_rollout_is_judged_by_follows_from_the_bytes() {
+        let mut record = testing::record("acme", 7);
+        assert_eq!(Columns::from(record.clone()).rollout, None, "no revision, nothing to judge");
+        (record.revision, record.arm) = (Some(3), "canary".into());
+        let derived = |record: &DecisionRecord| {
+            let columns = Columns::from(record.clone());
+            assert_eq!(columns, Columns::derive(&serde_json::to_vec(record).unwrap()).unwrap());
+            columns.rollout.unwrap()
+        };
+        let allowed = derived(&record);
+        assert_eq!((allowed.arm.as_str(), allowed.subject.as_str(), allowed.latency), ("canary", "coder", 12));
+        assert_eq!((allowed.result.as_str(), allowed.tenant_uid.as_str()), ("allow", "uid-acme"));
+        for (outcome, code, expected) in [
+            (Outcome::Deny, "evaluation_error", "error"),
+            (Outcome::Deny, "no_package", "error"),
+            (Outcome::Deny, "no_permit", "deny"),
+            (Outcome::Refused, "invalid_request", "deny"),
+            (Outcome::ApprovalRequired, "approval_required", "approval_required"),
+        ] {
+            (record.outcome, record.code) = (outcome, code.into());
+            assert_eq!(derived(&record).result, expected);
+        }
+        (record.outcome, record.agent) = (Outcome::Allow, String::new());
+        record.would_be = Some(crate::gate::RecordedWouldBe {
+            outcome: Outcome::Deny,
+            code: "evaluation_error".into(),
+            reason: String::new(),
+            policies: vec![],
+        });
+        let observed = derived(&record);
+        assert_eq!((observed.result.as_str(), observed.subject.as_str()), ("error", "agent:coder"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What every journal and store must do, as functions over the traits: SQLite runs them, PostgreSQL will too.
+//! What every journal and store must do, as functions over the traits: run against both databases.
 
 use std::sync::Arc;
 
@@ -20,15 +20,17 @@ pub async fn commit<S: Journal>(store: &S, tenant: &str, n: u64) -> u64 {
 
 /// Verifies the whole chain.
 pub async fn verify<S: Store>(store: &S, key: Option<&VerifyingKey>) -> Report {
+    let writer = store.audit_writer();
     let said = AuditStatements {
-        writer: store.audit_writer(),
-        anchors: store.audit_anchors().await.unwrap(),
-        tombstones: store.audit_tombstones().await.unwrap(),
+        anchors: store.audit_anchors(&writer).await.unwrap(),
+        tombstones: store.audit_tombstones(&writer).await.unwrap(),
+        writer,
     };
+    let writer = said.writer.clone();
     let mut verifier = audit::Verifier::new(&said, key);
     let mut after = 0;
     loop {
-        let rows = store.audit_rows(after, 7).await.unwrap();
+        let rows = store.audit_rows(&writer, after, 7).await.unwrap();
         let Some(last) = rows.last() else { return verifier.finish() };
         after = last.seq;
         rows.iter().for_each(|row| verifier.row(row));
@@ -185,7 +187,25 @@ pub async fn sessions_end_once<S: Store>(store: &S) {
     assert_eq!(store.live_sessions().await.unwrap(), std::slice::from_ref(&seen));
     // A write that comes late neither revives a session nor moves it back, nor gives it to another agent.
     store.save_sessions(&[SessionRow { agent: "thief".into(), ..a }, b]).await.unwrap();
-    assert_eq!(store.live_sessions().await.unwrap(), [seen]);
+    assert_eq!(store.live_sessions().await.unwrap(), std::slice::from_ref(&seen));
+    assert_eq!(store.session("a").await.unwrap(), Some(seen));
+    assert_eq!(store.session("b").await.unwrap().unwrap().ended.unwrap().1, "ended");
+    assert_eq!(store.session("nothing").await.unwrap(), None);
+}
+
+/// A heartbeat that another replica has kept counts: silence is what the store says, at one instant.
+pub async fn only_what_the_store_has_not_seen_is_expired<S: Store>(store: &S) {
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let (silent, seen, ended) = (session("silent", 1000), session("seen", 1000), session("ended", 1000));
+    store.save_sessions(&[silent.clone(), seen.clone(), ended.clone()]).await.unwrap();
+    let end = SessionRow { ended: Some((at(1010), "ended".into())), ..ended.clone() };
+    store.save_sessions(&[session("seen", 1500), end.clone()]).await.unwrap();
+    let asked = [(silent.clone(), at(1000)), (seen, at(1000)), (ended, at(1000))];
+    let mut now_are = store.end_silent(&asked, at(1900)).await.unwrap();
+    now_are.sort_by(|a, b| a.id.cmp(&b.id));
+    let expired = SessionRow { ended: Some((at(1900), "expired".into())), ..silent };
+    assert_eq!(now_are, [end, session("seen", 1500), expired]);
+    assert_eq!(store.live_sessions().await.unwrap(), [session("seen", 1500)]);
 }
 
 /// What comes into force with policies of these ids and texts.

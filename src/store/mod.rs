@@ -1,4 +1,4 @@
-//! Where records, sessions and what is in force are kept: traits here, SQLite behind them, PostgreSQL later.
+//! Where records, sessions and what is in force are kept: traits here, SQLite and PostgreSQL behind them.
 //!
 //! Nothing here decides anything.
 
@@ -14,21 +14,27 @@ mod chain;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod contract_arms;
+#[cfg(test)]
 mod contract_history;
 #[cfg(test)]
 mod contract_replays;
+mod filter;
 mod history;
+mod postgres;
 mod replays;
 mod sink;
 mod sqlite;
 mod statement;
 #[cfg(test)]
 pub(crate) mod testing;
+mod values;
 
 pub use arms::{Arms, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
-pub use chain::{Columns, hex};
+pub use chain::{Columns, RolloutColumns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
+pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
@@ -203,6 +209,20 @@ pub trait Store: History + Send + Sync {
     fn live_sessions(&self) -> StoreFuture<'_, Vec<SessionRow>>;
     /// Writes sessions (new ones and changed ones) in one transaction.
     fn save_sessions<'a>(&'a self, sessions: &'a [SessionRow]) -> StoreFuture<'a, ()>;
+    /// One session, live or not.
+    fn session<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<SessionRow>>;
+    /// Ends, as `expired`, those of these sessions that nobody has seen since the instant beside them, wherever their heartbeats
+    /// went, and gives all of them back as they are then.
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>>;
+    /// Whether other processes write to it too.
+    fn shared(&self) -> bool;
+    /// Sessions that anybody has changed since this mark was given, and the next mark; without a mark all live ones. A change may
+    /// be given twice, and is never left out.
+    fn changed_sessions<'a>(&'a self, since: Option<&'a str>) -> StoreFuture<'a, (Vec<SessionRow>, String)>;
     /// Records what came in force, and lifts the high-water mark of (tenant UID, package) to its version, in one transaction; the
     /// history of its policies comes with it. Of a revision that is recorded already nothing changes.
     fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()>;
@@ -225,12 +245,14 @@ pub trait Store: History + Send + Sync {
     /// Deletes records older than `before` of a tenant, at most `batch`, leaving a signed tombstone; says how many.
     /// Call it again until it says less than `batch` (1 to 1000).
     fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64>;
-    /// Rows of the chain after `after`, in order, at most `limit` (1 to 10,000), for `remit audit verify`.
-    fn audit_rows(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditRow>>;
-    /// Who writes this chain.
+    /// Rows of a writer's chain after `after`, in order, at most `limit` (1 to 10,000), for `remit audit verify`.
+    fn audit_rows<'a>(&'a self, writer: &'a str, after: u64, limit: u32) -> StoreFuture<'a, Vec<AuditRow>>;
+    /// Who writes this process's chain.
     fn audit_writer(&self) -> String;
-    /// The anchors that are kept, oldest first.
-    fn audit_anchors(&self) -> StoreFuture<'_, Vec<Envelope>>;
-    /// All tombstones, oldest first.
-    fn audit_tombstones(&self) -> StoreFuture<'_, Vec<Envelope>>;
+    /// The manifest: everybody who has ever written a chain here.
+    fn audit_writers(&self) -> StoreFuture<'_, Vec<String>>;
+    /// The anchors of a writer that are kept, oldest first.
+    fn audit_anchors<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>>;
+    /// All tombstones of a writer, oldest first.
+    fn audit_tombstones<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>>;
 }

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
 mod anchoring;
+mod arms;
 mod decisions;
 mod history;
 mod journal;
@@ -252,6 +253,15 @@ impl SqliteStore {
         }
     }
 
+    /// There is one chain here.
+    fn own(&self, writer: &str) -> Result<(), StoreError> {
+        if writer == &*self.writer {
+            return Ok(());
+        }
+        let why = format!("`{}` has no chain here; there is {}", writer.escape_debug(), self.writer);
+        Err(StoreError::Invalid { field: "writer", why })
+    }
+
     async fn write(&self, write: Write) -> Result<u64, StoreError> {
         job(&self.queue, write).await
     }
@@ -333,6 +343,7 @@ fn migrator() -> Migrator {
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
+        of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
         of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
     ])
 }
@@ -430,6 +441,38 @@ impl Store for SqliteStore {
         })
     }
 
+    fn session<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<SessionRow>> {
+        Box::pin(ledger::session(&self.readers, id))
+    }
+
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>> {
+        Box::pin(async move {
+            let ends = silent.iter().map(|(row, cutoff)| (row.id.clone(), *cutoff)).collect();
+            self.write(Write::EndSilent(ends, now)).await?;
+            let mut now_are = Vec::with_capacity(silent.len());
+            for (row, _) in silent {
+                now_are.extend(ledger::session(&self.readers, &row.id).await?);
+            }
+            Ok(now_are)
+        })
+    }
+
+    /// One process has the directory.
+    fn shared(&self) -> bool {
+        false
+    }
+
+    fn changed_sessions<'a>(&'a self, since: Option<&'a str>) -> StoreFuture<'a, (Vec<SessionRow>, String)> {
+        Box::pin(async move {
+            let live = if since.is_none() { self.live_sessions().await? } else { Vec::new() };
+            Ok((live, "all".to_owned()))
+        })
+    }
+
     fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()> {
         let both = Box::new((row.clone(), arrival.clone()));
         Box::pin(async move { self.write(Write::InForce(both)).await.map(drop) })
@@ -478,19 +521,32 @@ impl Store for SqliteStore {
         })
     }
 
-    fn audit_rows(&self, after: u64, limit: u32) -> StoreFuture<'_, Vec<AuditRow>> {
-        Box::pin(async move { decisions::audit_rows(&mut *self.readers.acquire().await?, after, limit).await })
+    fn audit_rows<'a>(&'a self, writer: &'a str, after: u64, limit: u32) -> StoreFuture<'a, Vec<AuditRow>> {
+        Box::pin(async move {
+            self.own(writer)?;
+            decisions::audit_rows(&mut *self.readers.acquire().await?, after, limit).await
+        })
     }
 
     fn audit_writer(&self) -> String {
         self.writer.to_string()
     }
 
-    fn audit_anchors(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(async move { ledger::anchors(&mut *self.readers.acquire().await?).await })
+    fn audit_writers(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async move { Ok(vec![self.writer.to_string()]) })
     }
 
-    fn audit_tombstones(&self) -> StoreFuture<'_, Vec<Envelope>> {
-        Box::pin(async move { ledger::tombstones(&mut *self.readers.acquire().await?).await })
+    fn audit_anchors<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
+        Box::pin(async move {
+            self.own(writer)?;
+            ledger::anchors(&mut *self.readers.acquire().await?).await
+        })
+    }
+
+    fn audit_tombstones<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
+        Box::pin(async move {
+            self.own(writer)?;
+            ledger::tombstones(&mut *self.readers.acquire().await?).await
+        })
     }
 }

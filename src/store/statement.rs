@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::chain::hex;
+use super::chain::{Hash, RowsDigest, hex};
 use crate::api::{Envelope, EnvelopeSignature};
 
 /// Version of the statements.
@@ -104,6 +104,33 @@ impl Statement for Tombstone {
 impl Tombstone {
     /// The one format version that there is.
     pub const FORMAT_VERSION: &'static str = FORMAT;
+
+    /// What retention takes away at `now`: these rows (seq, hash of the body), in order of seq.
+    pub(super) fn of_retention(
+        writer: &str,
+        number: u64,
+        tenant: String,
+        before: Timestamp,
+        now: Timestamp,
+        rows: &[(u64, Hash)],
+    ) -> Self {
+        let mut digest = RowsDigest::default();
+        rows.iter().for_each(|(seq, hash)| digest.add(*seq, hash));
+        Self {
+            format_version: FORMAT.into(),
+            writer: writer.into(),
+            number,
+            tenant,
+            reason: "retention".into(),
+            by: "remit".into(),
+            before,
+            time: now,
+            rows: rows.len() as u64,
+            from_seq: rows.first().map_or(0, |(seq, _)| *seq),
+            to_seq: rows.last().map_or(0, |(seq, _)| *seq),
+            rows_digest: digest.finish(),
+        }
+    }
 }
 
 /// Why an envelope is not believed.

@@ -1,5 +1,7 @@
 //! Records for the store's own tests.
 
+pub mod postgres;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;

@@ -31,10 +31,6 @@ if status.phase == "Paused" then
   return health("Suspended", ready.message)
 end
 if status.phase == "Progressing" then
-  local percent = status.percent
-  if status.candidate ~= nil and percent ~= nil then
-    return health("Progressing", percent .. " % of sessions; " .. ready.message)
-  end
   return health("Progressing", ready.message)
 end
 if conditions.Reconciling ~= nil and conditions.Reconciling.status == "True" then

@@ -150,7 +150,7 @@ fn works(args: &PdpArgs, coding_agent: CodingAgent) -> Result<String, CommandErr
     let runtime = crate::laptop::runtime().map_err(|e| failed(&e))?;
     runtime.block_on(async {
         let (pdp, agent) = args.open().await.map_err(|e| failed(&e))?;
-        let listed = pdp.listed(&agent).await;
+        let listed = pdp.listed(&agent, args.session.as_deref()).await;
         pdp.close().await;
         let own = format!("{}/", coding_agent.name());
         let some = |tool: &ListedTool| tool.name.starts_with(&own) || tool.name == ANY_TOOL;

@@ -110,6 +110,7 @@ impl Connection {
     pub fn new(shared: Shared) -> Arc<Self> {
         let relay = Mutex::new(Relay::new(shared.settings.clone()));
         let (courier, answers) = Courier::new(shared.pdp.clone(), shared.settings.agent.clone(), shared.limit);
+        let courier = courier.in_session(shared.settings.session.clone());
         let connection = Arc::new(Self {
             shared,
             relay,

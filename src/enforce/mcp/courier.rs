@@ -26,6 +26,7 @@ pub enum Answer {
 pub struct Courier {
     pdp: Arc<dyn Pdp>,
     agent: String,
+    session: Option<String>,
     /// After so long there is no answer.
     limit: Duration,
     answers: mpsc::UnboundedSender<Answer>,
@@ -36,7 +37,13 @@ impl Courier {
     /// A courier, and where its answers arrive.
     pub fn new(pdp: Arc<dyn Pdp>, agent: String, limit: Duration) -> (Self, mpsc::UnboundedReceiver<Answer>) {
         let (answers, receiver) = mpsc::unbounded_channel();
-        (Self { pdp, agent, limit, answers, reports: Arc::new(Semaphore::new(MAX_REPORTS)) }, receiver)
+        let reports = Arc::new(Semaphore::new(MAX_REPORTS));
+        (Self { pdp, agent, session: None, limit, answers, reports }, receiver)
+    }
+
+    /// Asks for the tools of this session.
+    pub fn in_session(self, session: Option<String>) -> Self {
+        Self { session, ..self }
     }
 
     /// Asks about a call.
@@ -53,8 +60,8 @@ impl Courier {
 
     /// Asks for the agent's tools.
     pub fn tools(&self, ticket: u64) {
-        let (pdp, limit, agent) = (self.pdp.clone(), self.limit, self.agent.clone());
-        let asked = tokio::spawn(async move { in_time(limit, pdp.listed(&agent)).await });
+        let (pdp, limit, agent, session) = (self.pdp.clone(), self.limit, self.agent.clone(), self.session.clone());
+        let asked = tokio::spawn(async move { in_time(limit, pdp.listed(&agent, session.as_deref())).await });
         let answers = self.answers.clone();
         tokio::spawn(async move {
             let answer = asked.await.unwrap_or_else(|_| Err(PdpError::Malformed("the question was lost".into())));

@@ -5,38 +5,15 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::ledger::{signed, time, unsigned};
 use crate::store::chain::{Columns, Hash, body_hash, hex};
-use crate::store::{AuditRow, CallReport, DecisionFilter, Page, StoreError, StoredDecision};
-
-/// Page size where none is asked for.
-const PAGE: u32 = 100;
-/// The largest page.
-const MAX_PAGE: u32 = 1000;
-/// The largest page of the chain.
-const MAX_AUDIT_PAGE: u32 = 10_000;
-/// The largest batch of retention: the writer does nothing else meanwhile.
-const MAX_RETAIN: u32 = 1000;
-/// What filters may ask for.
-const OUTCOMES: [&str; 4] = ["allow", "deny", "approval_required", "refused"];
-/// The same, of what was observed.
-const WOULD_BE: [&str; 2] = ["deny", "approval_required"];
+use crate::store::filter;
+use crate::store::{AuditRow, CallReport, DecisionFilter, Page, RolloutColumns, StoreError, StoredDecision};
 
 pub(super) async fn list(
     pool: &SqlitePool,
     tenant: &str,
     filter: &DecisionFilter,
 ) -> Result<Page<StoredDecision>, StoreError> {
-    let limit = filter.limit.unwrap_or(PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(StoreError::Invalid { field: "limit", why: format!("{limit} is not within 1 to {MAX_PAGE}") });
-    }
-    for (field, value, known) in
-        [("outcome", &filter.outcome, &OUTCOMES[..]), ("would_be", &filter.would_be, &WOULD_BE)]
-    {
-        if let Some(outcome) = value.as_deref().filter(|o| !known.contains(o)) {
-            let why = format!("`{}` is none of {}", outcome.escape_debug(), known.join(", "));
-            return Err(StoreError::Invalid { field, why });
-        }
-    }
+    let limit = filter.page_size()?;
     let mut query: QueryBuilder<Sqlite> =
         QueryBuilder::new("SELECT seq, hash, body, time FROM records WHERE tenant = ");
     query.push_bind(tenant.to_owned());
@@ -75,9 +52,8 @@ pub(super) async fn list(
         query.push(" AND time <= ").push_bind(time);
         query.push(" AND (time, seq) < (").push_bind(time).push(", ").push_bind(seq).push(")");
     }
-    query.push(" ORDER BY time DESC, seq DESC LIMIT ").push_bind(i64::from(limit) + 1);
+    query.push(" ORDER BY time DESC, seq DESC LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX));
     let rows = query.build().fetch_all(pool).await?;
-    let limit = limit as usize;
     let next = match rows.get(limit).and(rows.get(limit - 1)) {
         Some(last) => Some(format!("{}.{}", last.try_get::<i64, _>("time")?, last.try_get::<i64, _>("seq")?)),
         None => None,
@@ -89,7 +65,7 @@ pub(super) async fn list(
 fn read_page(page: &str) -> Result<(i64, i64), StoreError> {
     page.split_once('.')
         .and_then(|(time, seq)| Some((time.parse().ok()?, seq.parse().ok()?)))
-        .ok_or(StoreError::Invalid { field: "page", why: "not the `next` of a former page".into() })
+        .ok_or_else(filter::bad_page)
 }
 
 pub(super) async fn get(pool: &SqlitePool, tenant: &str, id: &str) -> Result<Option<StoredDecision>, StoreError> {
@@ -129,15 +105,10 @@ pub(super) async fn audit_rows(
     after: u64,
     limit: u32,
 ) -> Result<Vec<AuditRow>, StoreError> {
-    if !(1..=MAX_AUDIT_PAGE).contains(&limit) {
-        return Err(StoreError::Invalid {
-            field: "limit",
-            why: format!("{limit} is not within 1 to {MAX_AUDIT_PAGE}"),
-        });
-    }
+    let limit = filter::audit_limit(limit)?;
     let rows = sqlx::query("SELECT * FROM records WHERE seq > ? ORDER BY seq LIMIT ?")
         .bind(signed("after", after)?)
-        .bind(i64::from(limit))
+        .bind(limit)
         .fetch_all(conn)
         .await?;
     rows.iter().map(audit_row).collect()
@@ -156,6 +127,7 @@ fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
             session: row.try_get("session")?,
             action: row.try_get::<Option<String>, _>("action")?.unwrap_or_default(),
             outcome: row.try_get::<Option<String>, _>("outcome")?.unwrap_or_default(),
+            rollout: rollout(row)?,
         }),
         None => None,
     };
@@ -167,6 +139,24 @@ fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
         body_hash: row.try_get::<Option<&[u8]>, _>("body_hash")?.map(hex),
         tombstone: row.try_get::<Option<i64>, _>("tombstone")?.map(|n| unsigned("tombstone", n)).transpose()?,
     })
+}
+
+/// None only where none of the columns is there.
+fn rollout(row: &SqliteRow) -> Result<Option<RolloutColumns>, StoreError> {
+    let (uid, arm): (Option<String>, Option<String>) = (row.try_get("rollout_uid")?, row.try_get("arm")?);
+    let (subject, result): (Option<String>, Option<String>) = (row.try_get("subject")?, row.try_get("result")?);
+    let (revision, latency): (Option<i64>, Option<i64>) = (row.try_get("revision")?, row.try_get("latency")?);
+    if uid.is_none() && arm.is_none() && subject.is_none() && result.is_none() && revision.or(latency).is_none() {
+        return Ok(None);
+    }
+    Ok(Some(RolloutColumns {
+        tenant_uid: uid.unwrap_or_default(),
+        revision: revision.unwrap_or_default(),
+        arm: arm.unwrap_or_default(),
+        subject: subject.unwrap_or_default(),
+        result: result.unwrap_or_default(),
+        latency: latency.unwrap_or_default(),
+    }))
 }
 
 /// Names of all tenants with records. Steps from name to name through the index: DISTINCT would read all of it.
@@ -188,13 +178,11 @@ pub(super) async fn retirable(
     before: jiff::Timestamp,
     batch: u32,
 ) -> Result<Vec<(u64, Hash)>, StoreError> {
-    if !(1..=MAX_RETAIN).contains(&batch) {
-        return Err(StoreError::Invalid { field: "batch", why: format!("{batch} is not within 1 to {MAX_RETAIN}") });
-    }
+    let batch = filter::retain_batch(batch)?;
     let rows = sqlx::query("SELECT seq, body FROM records WHERE tenant = ? AND time < ? ORDER BY time, seq LIMIT ?")
         .bind(tenant)
         .bind(before.as_microsecond())
-        .bind(i64::from(batch))
+        .bind(batch)
         .fetch_all(pool)
         .await?;
     rows.iter()

@@ -23,7 +23,7 @@ use crate::store::{Anchor, Committed, StoreError, statement};
 /// Rows of one INSERT. Each length up to it is a prepared statement of its own.
 const ROWS: usize = 32;
 /// Columns that an INSERT binds.
-const COLUMNS: usize = 11;
+const COLUMNS: usize = 17;
 /// Between two attempts to open a database that failed.
 const REOPEN_AFTER: Duration = Duration::from_millis(200);
 
@@ -300,11 +300,12 @@ fn fail(batch: Batch, why: &str) {
 
 fn insert(rows: usize) -> String {
     let mut sql = String::from(
-        "INSERT INTO records (seq, id, time, tenant, agent, delegator, session, action, outcome, hash, body) VALUES ",
+        "INSERT INTO records (seq, id, time, tenant, agent, delegator, session, action, outcome, hash, body, \
+         rollout_uid, revision, arm, subject, result, latency) VALUES ",
     );
     for i in 0..rows {
         sql.push_str(if i == 0 { "" } else { "," });
-        sql.push_str("(?,?,?,?,?,?,?,?,?,?,?)");
+        sql.push_str("(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
     }
     sql
 }
@@ -326,5 +327,16 @@ fn bind(
     arguments.add(c.action)?;
     arguments.add(c.outcome)?;
     arguments.add(hash.to_vec())?;
-    arguments.add(body)
+    arguments.add(body)?;
+    match c.rollout {
+        Some(r) => {
+            arguments.add(r.tenant_uid)?;
+            arguments.add(r.revision)?;
+            arguments.add(r.arm)?;
+            arguments.add(r.subject)?;
+            arguments.add(r.result)?;
+            arguments.add(r.latency)
+        }
+        None => (0..6).try_for_each(|_| arguments.add(None::<String>)),
+    }
 }

@@ -9,10 +9,14 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use crate::api::Envelope;
-use crate::store::chain::{Hash, RowsDigest};
+use crate::store::chain::Hash;
 use crate::store::sqlite::history;
 use crate::store::sqlite::replays::{self, ReplayWrite};
-use crate::store::{Arrival, CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, StoreError, Tombstone, statement};
+use crate::store::values::{envelope, json, version};
+pub(super) use crate::store::values::{signed, time, unsigned};
+use crate::store::{
+    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, ShadowRow, StoreError, Tombstone, statement,
+};
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
 /// one does not.
@@ -23,6 +27,8 @@ const RETAIN_ROWS: usize = 200;
 /// A job of the writer.
 pub(super) enum Write {
     Sessions(Vec<SessionRow>),
+    /// Ends these, where nobody has seen them since the instant beside them.
+    EndSilent(Vec<(String, Timestamp)>, Timestamp),
     InForce(Box<(InForceRow, Arrival)>),
     Applied {
         tenant: String,
@@ -32,6 +38,7 @@ pub(super) enum Write {
     },
     Signer(String),
     Call(String, CallReport),
+    Shadows(Vec<ShadowRow>),
     Replay(Box<ReplayWrite>),
     ParseBegins(String),
     ParseEnded(String),
@@ -48,20 +55,6 @@ pub(super) enum Write {
     },
 }
 
-/// SQLite's integers are signed.
-pub(super) fn signed(what: &'static str, n: u64) -> Result<i64, StoreError> {
-    i64::try_from(n).map_err(|_| StoreError::Corrupt { what, why: format!("{n} is over 2^63-1") })
-}
-
-/// SQLite's integers are signed.
-pub(super) fn unsigned(what: &'static str, n: i64) -> Result<u64, StoreError> {
-    u64::try_from(n).map_err(|_| StoreError::Corrupt { what, why: format!("{n} is negative") })
-}
-
-pub(super) fn time(what: &'static str, micros: i64) -> Result<Timestamp, StoreError> {
-    Timestamp::from_microsecond(micros).map_err(|e| StoreError::Corrupt { what, why: e.to_string() })
-}
-
 /// Does a job; says how many rows it concerned.
 pub(super) async fn apply(
     conn: &mut SqliteConnection,
@@ -71,6 +64,15 @@ pub(super) async fn apply(
 ) -> Result<u64, StoreError> {
     match write {
         Write::Sessions(rows) => save_sessions(conn, rows).await,
+        Write::EndSilent(silent, now) => {
+            let mut ended = 0;
+            for (id, cutoff) in silent {
+                let sql = "UPDATE sessions SET ended = ?, ended_why = 'expired' WHERE id = ? AND ended IS NULL AND last_seen <= ?";
+                let update = sqlx::query(sql).bind(now.as_microsecond()).bind(id).bind(cutoff.as_microsecond());
+                ended += update.execute(&mut *conn).await?.rows_affected();
+            }
+            Ok(ended)
+        }
         Write::InForce(both) => put_in_force(conn, both.0, both.1).await,
         Write::Applied { tenant, digest, username, at } => {
             history::note_applied(conn, &tenant, &digest, &username, at).await
@@ -85,6 +87,7 @@ pub(super) async fn apply(
             let insert = sqlx::query(sql).bind(decision).bind(report.outcome.as_str()).bind(duration);
             Ok(insert.bind(report.time.as_microsecond()).execute(conn).await?.rows_affected())
         }
+        Write::Shadows(rows) => super::arms::save(conn, rows).await,
         Write::Replay(write) => replays::apply(conn, *write).await,
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";
@@ -127,10 +130,6 @@ async fn save_sessions(conn: &mut SqliteConnection, rows: Vec<SessionRow>) -> Re
         query.build().persistent(false).execute(&mut *conn).await?;
     }
     Ok(n)
-}
-
-fn version(what: &'static str, text: &str) -> Result<semver::Version, StoreError> {
-    semver::Version::parse(text).map_err(|e| StoreError::Corrupt { what, why: format!("`{text}`: {e}") })
 }
 
 async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow, arrival: Arrival) -> Result<u64, StoreError> {
@@ -203,25 +202,13 @@ async fn retain(
 ) -> Result<u64, StoreError> {
     let Some(key) = key else { return Err(StoreError::Closed("retention needs the installation's key".into())) };
     rows.sort_unstable();
-    let (Some((from_seq, _)), Some((to_seq, _))) = (rows.first().copied(), rows.last().copied()) else { return Ok(0) };
+    if rows.is_empty() {
+        return Ok(0);
+    }
     let next: i64 =
         sqlx::query_scalar("SELECT coalesce(max(number), 0) + 1 FROM tombstones").fetch_one(&mut *conn).await?;
-    let mut digest = RowsDigest::default();
-    rows.iter().for_each(|(seq, hash)| digest.add(*seq, hash));
-    let tombstone = Tombstone {
-        format_version: Tombstone::FORMAT_VERSION.into(),
-        writer: writer.into(),
-        number: unsigned("number of the tombstone", next)?,
-        tenant,
-        reason: "retention".into(),
-        by: "remit".into(),
-        before,
-        time: now,
-        rows: rows.len() as u64,
-        from_seq,
-        to_seq,
-        rows_digest: digest.finish(),
-    };
+    let number = unsigned("number of the tombstone", next)?;
+    let tombstone = Tombstone::of_retention(writer, number, tenant, before, now, &rows);
     let envelope =
         statement::sign(&tombstone, key).map_err(|e| StoreError::Corrupt { what: "tombstone", why: e.to_string() })?;
     sqlx::query("INSERT INTO tombstones (number, rows, envelope) VALUES (?, ?, ?)")
@@ -230,6 +217,7 @@ async fn retain(
         .bind(json("tombstone", &envelope)?)
         .execute(&mut *conn)
         .await?;
+    super::arms::retain(conn, &tombstone.tenant, before).await?;
     let mut done = 0;
     for chunk in rows.chunks(RETAIN_ROWS) {
         let mut said: QueryBuilder<Sqlite> =
@@ -241,7 +229,8 @@ async fn retain(
         said.push("))").build().persistent(false).execute(&mut *conn).await?;
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
             "UPDATE records SET id = NULL, time = NULL, tenant = NULL, agent = NULL, delegator = NULL, session = NULL, \
-             action = NULL, outcome = NULL, body = NULL, body_hash = taken.column2, tombstone = ",
+             action = NULL, outcome = NULL, body = NULL, rollout_uid = NULL, revision = NULL, arm = NULL, subject = NULL, \
+             result = NULL, latency = NULL, body_hash = taken.column2, tombstone = ",
         );
         query.push_bind(next).push(" FROM (");
         query.push_values(chunk, |mut b, (seq, hash)| {
@@ -254,14 +243,6 @@ async fn retain(
         return Err(StoreError::Closed(format!("{done} of {} rows were still there; try again", tombstone.rows)));
     }
     Ok(done)
-}
-
-fn json(what: &'static str, envelope: &Envelope) -> Result<String, StoreError> {
-    serde_json::to_string(envelope).map_err(|e| StoreError::Corrupt { what, why: e.to_string() })
-}
-
-fn envelope(what: &'static str, text: &str) -> Result<Envelope, StoreError> {
-    serde_json::from_str(text).map_err(|e| StoreError::Corrupt { what, why: e.to_string() })
 }
 
 pub(super) async fn insert_anchor(conn: &mut SqliteConnection, seq: u64, anchor: &Envelope) -> Result<(), StoreError> {
@@ -297,6 +278,11 @@ pub(super) async fn tombstones(conn: &mut SqliteConnection) -> Result<Vec<Envelo
 pub(super) async fn live_sessions(pool: &SqlitePool) -> Result<Vec<SessionRow>, StoreError> {
     let rows = sqlx::query("SELECT * FROM sessions WHERE ended IS NULL ORDER BY id").fetch_all(pool).await?;
     rows.iter().map(session_row).collect()
+}
+
+pub(super) async fn session(pool: &SqlitePool, id: &str) -> Result<Option<SessionRow>, StoreError> {
+    let row = sqlx::query("SELECT * FROM sessions WHERE id = ?").bind(id).fetch_optional(pool).await?;
+    row.as_ref().map(session_row).transpose()
 }
 
 fn session_row(row: &SqliteRow) -> Result<SessionRow, StoreError> {

@@ -8,7 +8,7 @@ use crate::store::audit::Report;
 use crate::store::contract::{self, commit, verify};
 use crate::store::testing::record;
 use crate::store::{Anchor, FileSink, statement};
-use crate::store::{contract_history, contract_replays};
+use crate::store::{contract_arms, contract_history, contract_replays};
 
 fn key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
@@ -48,6 +48,11 @@ async fn sessions_end_once() {
 }
 
 #[tokio::test]
+async fn only_what_the_store_has_not_seen_is_expired() {
+    contract::only_what_the_store_has_not_seen_is_expired(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn what_became_of_a_call_is_said_once() {
     contract::what_became_of_a_call_is_said_once(&*fresh().await.1).await;
 }
@@ -74,7 +79,11 @@ async fn runs_go_on_where_they_stopped() {
 
 #[tokio::test]
 async fn selections_are_read_in_one_order() {
-    contract_replays::selections_are_read_in_one_order(&*fresh().await.1).await;
+    let (_dir, store) = fresh().await;
+    for record in contract_replays::disordered() {
+        store.append(record).unwrap().await.unwrap();
+    }
+    contract_replays::selections_are_read_in_one_order(&*store).await;
 }
 
 #[tokio::test]
@@ -145,6 +154,31 @@ async fn a_signer_stays_seen() {
 async fn retention_leaves_a_tombstone() {
     let (_dir, store) = fresh().await;
     contract::retention_leaves_a_tombstone(&*store, &key().verifying_key()).await;
+}
+
+#[tokio::test]
+async fn arms_are_counted_by_agent() {
+    contract_arms::arms_are_counted_by_agent(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn ninety_five_of_a_hundred_stay_below() {
+    contract_arms::ninety_five_of_a_hundred_stay_below(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn what_was_observed_counts_as_what_it_would_be() {
+    contract_arms::what_was_observed_counts_as_what_it_would_be(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn shadows_are_counted_and_the_worst_named() {
+    contract_arms::shadows_are_counted_and_the_worst_named(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn shadows_go_with_their_records() {
+    contract_arms::shadows_go_with_their_records(&*fresh().await.1).await;
 }
 
 #[tokio::test]

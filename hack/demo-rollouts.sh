@@ -1,0 +1,219 @@
+# The two roads of `make demo`: a good candidate that arrives, and a bad one that is taken back. Sourced by demo.sh, which has `step`,
+# `run`, `ask` and the checks; `replicas` holds the addresses of all replicas.
+# shellcheck shell=bash
+
+sessions=40
+replicas=()
+
+# globex_curl URL-PATH [CURL-ARGUMENT...]: as the gateway of tenant globex.
+globex_curl() {
+  local address=$1
+  shift
+  curl -s --max-time 30 --cacert "$REMIT_CA_FILE" -H "Authorization: Bearer $(<gateway.token)" -H 'Content-Type: application/json' "$address" "$@"
+}
+
+# Begins the sessions of the demo and writes batch.json: one call of each, every fourth a push.
+begin_sessions() {
+  local i id items=()
+  for ((i = 0; i < sessions; i++)); do
+    id=$(globex_curl "${replicas[0]}/tenants/globex/sessions" -d '{"agent": "coder"}' | sed -n 's/.*"session": *"\([^"]*\)".*/\1/p;s/.*"id": *"\([^"]*\)".*/\1/p' | head -n 1)
+    [[ -n $id ]] || fail "a session could not be begun"
+    session_ids+=("$id")
+    if ((i % 4)); then
+      items+=('{"resource": {"type": "tool", "id": "git/log"}, "context": {"session": "'"$id"'", "arguments": {}}}')
+    else
+      items+=('{"resource": {"type": "tool", "id": "git/push"}, "context": {"session": "'"$id"'", "arguments": {"command": "git push"}}}')
+    fi
+  done
+  {
+    printf '{"subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"}, "evaluations": [%s' "${items[0]}"
+    printf ', %s' "${items[@]:1}"
+    printf ']}'
+  } >batch.json
+}
+
+# One call of every session on every replica. Prints how many were allowed.
+round_of_calls() {
+  local replica
+  for replica in "${replicas[@]}"; do
+    globex_curl "$replica/tenants/globex/access/v1/evaluations" -d @batch.json
+  done | grep -o '"decision":true' | wc -l
+}
+
+all_sessions_are_known() { (($(round_of_calls) == sessions * ${#replicas[@]})); }
+
+traffic_on() {
+  touch traffic
+  while [[ -e traffic ]]; do
+    round_of_calls >>traffic.log || true
+    sleep 0.5
+  done &
+  traffic_pid=$!
+}
+traffic_off() {
+  rm -f traffic
+  if [[ -n ${traffic_pid:-} ]]; then wait "$traffic_pid" || true; fi
+  traffic_pid=
+}
+
+rollout_is() { [[ $(kubectl -n globex get tenantrollout default -o "jsonpath={.status.$1}") == "$2" ]]; }
+watch_on() {
+  kubectl -n globex get tenantrollout default -w >watch.txt 2>/dev/null &
+  watch_pid=$!
+}
+# Ends the watch and shows each line that it printed once.
+watch_off() {
+  sleep 0.5
+  kill "$watch_pid" 2>/dev/null || true
+  wait "$watch_pid" 2>/dev/null || true
+  watch_pid=
+  printf '$ kubectl -n globex get tenantrollout default -w\n'
+  awk '{ key = $0; sub(/[^ ]+ *$/, "", key); if (key != last) print "  " $0; last = key }' watch.txt
+}
+
+# Every call of globex since the sessions began, oldest first: TIME SESSION ARM.
+arms_in_records() {
+  local page='' next
+  while :; do
+    remit decisions list -n globex --since 5m --limit 1000 -o json ${page:+--page "$page"} >records.json
+    tr -d '\n' <records.json | sed 's/"seq"/\n"seq"/g' |
+      sed -n 's/.*"session": *"\([^"]*\)".*"arm": *"\([a-z]*\)".*/\1 \2/p;s/.*"arm": *"\([a-z]*\)".*"session": *"\([^"]*\)".*/\2 \1/p'
+    next=$(tr -d '\n' <records.json | sed -n 's/.*"next": *"\([^"]*\)".*/\1/p')
+    [[ -n $next ]] || break
+    page=$next
+  done | tac
+}
+
+# Each session must have gone from stable to canary at most once, and never back.
+no_session_went_back() {
+  arms_in_records >arms.txt
+  awk '$2 == "canary" { seen[$1] = 1 } $2 == "stable" && seen[$1] { print $1; bad = 1 } END { exit bad }' arms.txt
+}
+
+answer_of_drop() {
+  globex_curl "$1/tenants/globex/access/v1/evaluation" -d '{"subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"},
+    "resource": {"type": "tool", "id": "db/drop"}, "context": {"session": "'"$2"'", "arguments": {"table": "orders"}}}'
+}
+
+cleanup_rollouts() {
+  rm -f traffic
+  local pid
+  for pid in ${traffic_pid:-} ${watch_pid:-}; do kill "$pid" 2>/dev/null || true; done
+}
+
+demo_rollouts() {
+  ((${#replicas[@]})) || replicas=("$REMIT_URL")
+  step "A second tenant, with ${#replicas[@]} replicas and $sessions sessions at work"
+  cp -R "$root/examples/rollout/." globex
+  run "kubectl create namespace globex && kubectl apply -f globex/agent.yaml"
+  succeeds
+  run "remit package build globex/v1 --namespace globex > globex/guard-1.0.0.yaml && kubectl apply -f globex/guard-1.0.0.yaml -f globex/rollout.yaml"
+  succeeds
+  run "kubectl -n globex wait --for=condition=Ready agent/coder tenantrollout/default --timeout=60s"
+  succeeds
+  grant_and_token globex gateway remit-gateway remit gateway.token
+  kubectl create rolebinding auditor-of-globex -n globex --clusterrole=remit-auditor --serviceaccount=acme:auditor >/dev/null
+  session_ids=()
+  until_true 30 "the gateway is known" begins_a_session || fail "the gateway can't begin a session"
+  begin_sessions
+  until_true 30 "every replica knows every session" all_sessions_are_known || fail "not every replica allows what it should"
+  echo
+  echo "$((sessions * ${#replicas[@]})) calls, one of each session on each replica, all allowed. One agent forgets itself once:"
+  echo
+  globex_ask git/push '{"command": "git push -f"}' >/dev/null
+  run "remit decisions list -n globex --limit 3"
+  succeeds
+  local i
+  for i in 1 2 3; do round_of_calls >/dev/null; done
+
+  step "Before the merge: what the pull request would change"
+  run "diff globex/v1/main.cedar globex/good/main.cedar"
+  run "remit decisions list -n globex --limit 1000 -o json > week.json"
+  succeeds
+  run "remit diff --baseline globex/v1 --candidate globex/good --decisions week.json --format markdown"
+  succeeds
+  shows "git/push"
+
+  step "The good road: 5, 25, 100 % of sessions"
+  run "grep -A 8 'stages:' globex/rollout.yaml"
+  watch_on
+  traffic_on
+  run "remit package build globex/good --namespace globex > globex/guard-1.1.0.yaml && kubectl apply -f globex/guard-1.1.0.yaml"
+  succeeds
+  until_true 60 "1.1.0 is in force for everyone" rollout_is stable.version 1.1.0 || {
+    watch_off
+    kubectl -n globex get tenantrollout default -o yaml
+    fail "the good candidate did not arrive"
+  }
+  traffic_off
+  watch_off
+  [[ $(<watch.txt) == *canary* ]] || fail "no stage was seen on the way"
+  echo
+  run "kubectl -n globex describe tenantrollout default | sed -n '/^Events/,\$p'"
+  no_session_went_back || fail "a session was answered by the new package and then by the old one again"
+  awk '{ n[$2]++; s[$2 " " $1] } END { for (k in s) { split(k, p, " "); c[p[1]]++ }
+    printf "On %s replicas %d calls were answered by the old package (of %d sessions) and %d by the new one (of %d); no session went back.\n", r, n["stable"], c["stable"], n["canary"], c["canary"] }' r="${#replicas[@]}" arms.txt
+  grep -q canary arms.txt || fail "the records know no canary"
+  run "globex_ask git/push '{\"command\": \"git push -f\"}'"
+  shows '"decision":false'
+
+  step "The bad road: somebody loosens a rule, and it is merged"
+  run "diff globex/good/main.cedar globex/bad/main.cedar"
+  run "remit diff --baseline globex/good --candidate globex/bad --decisions week.json --format markdown"
+  shows "db/drop"
+  echo
+  echo "The proof says that somebody may do more; nobody has called that tool yet, so nothing in the records speaks against it. This"
+  echo "tenant's rollouts don't ask for 'proof: NoExpansion', so it may begin:"
+  echo
+  watch_on
+  traffic_on
+  run "remit package build globex/bad --namespace globex > globex/guard-1.2.0.yaml && kubectl apply -f globex/guard-1.2.0.yaml"
+  succeeds
+  until_true 60 "1.2.0 decides for 25 %" rollout_is percent 25 || {
+    watch_off
+    kubectl -n globex get tenantrollout default -o yaml
+    fail "the bad candidate did not come to 25 %"
+  }
+  echo "At 25 % an agent calls the tool. Whichever package answers, the other one is asked in shadow:"
+  echo
+  local before after id allowed=0
+  for id in "${session_ids[@]:0:8}"; do
+    [[ $(answer_of_drop "${replicas[0]}" "$id") != *'"decision":true'* ]] || allowed=$((allowed + 1))
+  done
+  before=$(milliseconds)
+  until_true 60 "it is taken back" rollout_is phase Degraded || fail "the bad candidate was not taken back"
+  after=$(milliseconds)
+  traffic_off
+  watch_off
+  printf '8 sessions asked for db/drop, %d were under the candidate and got it; taken back %d ms after the last of them.\n\n' "$allowed" "$((after - before))"
+  run "kubectl -n globex get tenantrollout default -o 'jsonpath={range .status.conditions[*]}{.type}={.status} {.reason}: {.message}{\"\\n\"}{end}{range .status.verdict.checks[?(@.result==\"Fail\")]}{.name}: {.value}, threshold {.threshold}. {.reason}{\"\\n\"}{end}'"
+  shows riticalDrift
+  shows drops
+  rollout_is stable.version 1.1.0 || fail "1.1.0 is not in force"
+  local replica
+  for replica in "${replicas[@]}"; do
+    for id in "${session_ids[@]}"; do
+      [[ $(answer_of_drop "$replica" "$id") == *'"decision":false'* ]] || fail "a session may still drop tables on $replica"
+    done
+  done
+  echo
+  echo "Every session is denied again on every replica. Git still has the bad version; applying it again changes nothing:"
+  echo
+  run "kubectl apply -f globex/guard-1.2.0.yaml -f globex/rollout.yaml"
+  succeeds
+  sleep 2
+  run "kubectl -n globex get tenantrollout default"
+  shows Degraded
+  rollout_is stable.version 1.1.0 || fail "the failed candidate came back"
+  [[ -z $(kubectl -n globex get tenantrollout default -o 'jsonpath={.status.candidate.version}') ]] || fail "the failed candidate started again"
+}
+
+begins_a_session() { globex_curl "${replicas[0]}/tenants/globex/sessions" -d '{"agent": "coder"}' | grep -q expires_after_seconds; }
+
+# globex_ask TOOL [ARGUMENTS]: one call of the agent, outside any session.
+globex_ask() {
+  globex_curl "${replicas[0]}/tenants/globex/access/v1/evaluation" -d '{
+    "subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"},
+    "resource": {"type": "tool", "id": "'"$1"'"}, "context": {"arguments": '"${2:-"{}"}"'}}'
+  echo
+}
