@@ -1,9 +1,8 @@
 # The two roads of `make demo`: a good candidate that arrives, and a bad one that is taken back. Sourced by demo.sh, which has `step`,
-# `run`, `ask` and the checks; `replicas` holds the addresses of all replicas.
+# `run`, `ask` and the checks; lib.sh has started the replicas, each with a port of its own behind the balancer.
 # shellcheck shell=bash
 
 sessions=40
-replicas=()
 
 # globex_curl URL-PATH [CURL-ARGUMENT...]: as the gateway of tenant globex.
 globex_curl() {
@@ -16,7 +15,7 @@ globex_curl() {
 begin_sessions() {
   local i id items=()
   for ((i = 0; i < sessions; i++)); do
-    id=$(globex_curl "${replicas[0]}/tenants/globex/sessions" -d '{"agent": "coder"}' | sed -n 's/.*"session": *"\([^"]*\)".*/\1/p;s/.*"id": *"\([^"]*\)".*/\1/p' | head -n 1)
+    id=$(globex_curl "${addresses[0]}/tenants/globex/sessions" -d '{"agent": "coder"}' | sed -n 's/.*"session": *"\([^"]*\)".*/\1/p;s/.*"id": *"\([^"]*\)".*/\1/p' | head -n 1)
     [[ -n $id ]] || fail "a session could not be begun"
     session_ids+=("$id")
     if ((i % 4)); then
@@ -35,12 +34,12 @@ begin_sessions() {
 # One call of every session on every replica. Prints how many were allowed.
 round_of_calls() {
   local replica
-  for replica in "${replicas[@]}"; do
+  for replica in "${addresses[@]}"; do
     globex_curl "$replica/tenants/globex/access/v1/evaluations" -d @batch.json
   done | grep -o '"decision":true' | wc -l
 }
 
-all_sessions_are_known() { (($(round_of_calls) == sessions * ${#replicas[@]})); }
+all_sessions_are_known() { (($(round_of_calls) == sessions * ${#addresses[@]})); }
 
 traffic_on() {
   touch traffic
@@ -102,8 +101,10 @@ cleanup_rollouts() {
 }
 
 demo_rollouts() {
-  ((${#replicas[@]})) || replicas=("$REMIT_URL")
-  step "A second tenant, with ${#replicas[@]} replicas and $sessions sessions at work"
+  local port
+  addresses=()
+  for port in "${replica_https[@]}"; do addresses+=("https://127.0.0.1:$port"); done
+  step "A second tenant, with ${#addresses[@]} replicas and $sessions sessions at work"
   cp -R "$root/examples/rollout/." globex
   run "kubectl create namespace globex && kubectl apply -f globex/agent.yaml"
   succeeds
@@ -118,7 +119,7 @@ demo_rollouts() {
   begin_sessions
   until_true 30 "every replica knows every session" all_sessions_are_known || fail "not every replica allows what it should"
   echo
-  echo "$((sessions * ${#replicas[@]})) calls, one of each session on each replica, all allowed. One agent forgets itself once:"
+  echo "$((sessions * ${#addresses[@]})) calls, one of each session on each replica, all allowed. One agent forgets itself once:"
   echo
   globex_ask git/push '{"command": "git push -f"}' >/dev/null
   run "remit decisions list -n globex --limit 3"
@@ -152,7 +153,7 @@ demo_rollouts() {
   run "kubectl -n globex describe tenantrollout default | sed -n '/^Events/,\$p'"
   no_session_went_back || fail "a session was answered by the new package and then by the old one again"
   awk '{ n[$2]++; s[$2 " " $1] } END { for (k in s) { split(k, p, " "); c[p[1]]++ }
-    printf "On %s replicas %d calls were answered by the old package (of %d sessions) and %d by the new one (of %d); no session went back.\n", r, n["stable"], c["stable"], n["canary"], c["canary"] }' r="${#replicas[@]}" arms.txt
+    printf "On %s replicas %d calls were answered by the old package (of %d sessions) and %d by the new one (of %d); no session went back.\n", r, n["stable"], c["stable"], n["canary"], c["canary"] }' r="${#addresses[@]}" arms.txt
   grep -q canary arms.txt || fail "the records know no canary"
   run "globex_ask git/push '{\"command\": \"git push -f\"}'"
   shows '"decision":false'
@@ -178,7 +179,7 @@ demo_rollouts() {
   echo
   local before after id allowed=0
   for id in "${session_ids[@]:0:8}"; do
-    [[ $(answer_of_drop "${replicas[0]}" "$id") != *'"decision":true'* ]] || allowed=$((allowed + 1))
+    [[ $(answer_of_drop "${addresses[0]}" "$id") != *'"decision":true'* ]] || allowed=$((allowed + 1))
   done
   before=$(milliseconds)
   until_true 60 "it is taken back" rollout_is phase Degraded || fail "the bad candidate was not taken back"
@@ -191,7 +192,7 @@ demo_rollouts() {
   shows drops
   rollout_is stable.version 1.1.0 || fail "1.1.0 is not in force"
   local replica
-  for replica in "${replicas[@]}"; do
+  for replica in "${addresses[@]}"; do
     for id in "${session_ids[@]}"; do
       [[ $(answer_of_drop "$replica" "$id") == *'"decision":false'* ]] || fail "a session may still drop tables on $replica"
     done
@@ -208,11 +209,11 @@ demo_rollouts() {
   [[ -z $(kubectl -n globex get tenantrollout default -o 'jsonpath={.status.candidate.version}') ]] || fail "the failed candidate started again"
 }
 
-begins_a_session() { globex_curl "${replicas[0]}/tenants/globex/sessions" -d '{"agent": "coder"}' | grep -q expires_after_seconds; }
+begins_a_session() { globex_curl "${addresses[0]}/tenants/globex/sessions" -d '{"agent": "coder"}' | grep -q expires_after_seconds; }
 
 # globex_ask TOOL [ARGUMENTS]: one call of the agent, outside any session.
 globex_ask() {
-  globex_curl "${replicas[0]}/tenants/globex/access/v1/evaluation" -d '{
+  globex_curl "${addresses[0]}/tenants/globex/access/v1/evaluation" -d '{
     "subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"},
     "resource": {"type": "tool", "id": "'"$1"'"}, "context": {"arguments": '"${2:-"{}"}"'}}'
   echo

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make demo`: from an applied package to an answered and recorded decision, on a real control plane. Every command is shown with
+# `make demo`: from an applied package to an answered and recorded decision, on a real control plane, with three replicas on PostgreSQL. Every command is shown with
 # what it really printed; the tour fails where an answer is not the expected one. It leaves nothing running.
 set -euo pipefail
 # shellcheck source=hack/lib.sh
@@ -24,11 +24,13 @@ cleanup() {
     kubectl delete -f "$demo/chart.yaml" --ignore-not-found --timeout=90s >/dev/null 2>&1 || true
     kubectl delete namespace $platform --ignore-not-found --timeout=90s >/dev/null 2>&1 || true
   fi
-  stop_operator "$demo" || true
+  stop_replicas "$demo" || true
+  stop_balancer "$demo" || true
+  stop_postgres "$demo" || true
   if [[ -f $demo/controlplane/state.json ]]; then controlplane stop --dir "$demo/controlplane" 2>/dev/null || true; fi
-  if ((status)) && [[ -s $demo/operator.log ]]; then
-    echo "The end of the operator's log:" >&2
-    tail -n 15 "$demo/operator.log" >&2
+  if ((status)); then
+    echo "The ends of the operators' logs:" >&2
+    tail -n 15 "$demo"/replica-*/operator.log >&2 || true
   fi
   rm -rf "$demo"
   exit $status
@@ -97,13 +99,14 @@ else
   succeeds
 fi
 
-step "Installing the chart and starting the operator"
-choose_ports
+step "Installing the chart, and starting three replicas on PostgreSQL"
+choose_ports 3
 ours=true
 install_chart "$demo"
 operator_kubeconfig "$demo"
-start_operator "$demo"
-echo "Custom resources, roles and the admission webhook are installed; the operator answers at $REMIT_URL."
+start_postgres "$demo"
+start_replicas "$demo" 3
+echo "Custom resources, roles and the admission webhook are installed; three replicas on PostgreSQL answer at $REMIT_URL, and replica $(leading_replica) leads."
 cp -R "$root/examples/tour/." "$demo/work"
 cd "$demo/work"
 
@@ -187,9 +190,9 @@ echo "What is in force stays in force, also over a restart of the operator:"
 echo
 run "ask git/push '{\"command\": \"git push\"}'"
 shows '"decision":true'
-printf '(stopping and starting the operator)\n'
-stop_operator "$demo"
-start_operator "$demo"
+printf '(stopping and starting every replica)\n'
+stop_replicas "$demo"
+start_replicas "$demo" 3
 run "ask git/push '{\"command\": \"git push\"}'"
 shows '"decision":true'
 run "ask git/push '{\"command\": \"git push --force\"}'"
@@ -215,9 +218,9 @@ run "remit package build platform --namespace $platform > house-rules.yaml && ku
 succeeds
 until_true 30 "the platform package is judged" has_digest || fail "the platform's package has no digest"
 house=$(kubectl -n $platform get policypackages -o 'jsonpath={.items[0].status.digest}')
-printf '(starting the operator with --platform-package house-rules@%s)\n' "$house"
-stop_operator "$demo"
-start_operator "$demo" --platform-package "house-rules@$house"
+printf '(starting the replicas with --platform-package house-rules@%s)\n' "$house"
+stop_replicas "$demo"
+start_replicas "$demo" 3 --platform-package "house-rules@$house"
 until_true 30 "the platform's package is in force" answer_is git/delete_branch denied_by_policy || true
 run "ask git/delete_branch '{\"branch\": \"old\"}'"
 shows '"code":"denied_by_policy"'

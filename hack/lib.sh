@@ -1,4 +1,4 @@
-# What dev.sh and demo.sh share. Sourced, never run. Everything it starts is ended by stop_operator and stop_control_plane.
+# What dev.sh and demo.sh share. Sourced, never run. Everything it starts is ended by stop_operator, stop_replicas, stop_balancer, stop_postgres and the control plane's stop.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -69,7 +69,10 @@ until_true() {
   done
 }
 
+# choose_ports [N]: where agents and the API server reach Remit. With several replicas these ports are a balancer's, as a Service
+# would be, and each replica has ports of its own.
 choose_ports() {
+  replicas=${1:-1}
   https_port=$(free_port)
   webhook_port=$(free_port)
   metrics_port=$(free_port)
@@ -115,27 +118,136 @@ END
 start_operator() {
   local folder=$1
   shift
-  mkdir -p "$folder/data"
+  launch "$folder" "$folder" "$bind" "$https_port" "$webhook_port" "$metrics_port" "$@"
+  wait_operator "$folder" "$metrics_port"
+  webhook_and_ca "$folder"
+}
+
+# start_replicas FOLDER N [FLAG...]: N operators on the PostgreSQL of start_postgres, one Lease between them, data and log of each in
+# FOLDER/replica-I; one balancer on the chosen ports (choose_ports N) in front of all. replica_metrics[I] is the metrics port of each.
+start_replicas() {
+  local folder=$1 n=$2 i https=() webhook=()
+  shift 2
+  [[ -n ${postgres_url:-} ]] || fail "start_replicas: start_postgres comes first"
+  if ((${#replica_metrics[@]} != n)); then
+    replica_https=() replica_webhook=() replica_metrics=()
+    for ((i = 1; i <= n; i++)); do
+      replica_https+=("$(free_port)")
+      replica_webhook+=("$(free_port)")
+      replica_metrics+=("$(free_port)")
+    done
+  fi
+  for ((i = 1; i <= n; i++)); do start_replica "$folder" "$i" "$@"; done
+  for ((i = 1; i <= n; i++)); do
+    wait_operator "$folder/replica-$i" "${replica_metrics[i - 1]}"
+    https+=("127.0.0.1:${replica_https[i - 1]}")
+    webhook+=("127.0.0.1:${replica_webhook[i - 1]}")
+  done
+  start_balancer "$folder" \
+    "$bind:$https_port=$(IFS=, && echo "${https[*]}")" "$bind:$webhook_port=$(IFS=, && echo "${webhook[*]}")"
+  webhook_and_ca "$folder"
+}
+
+replica_https=() replica_webhook=() replica_metrics=()
+
+# start_replica FOLDER I [FLAG...]: one of them (again), without waiting until it is ready.
+start_replica() {
+  local folder=$1 i=$2
+  shift 2
+  POD_NAME=replica-$i launch "$folder" "$folder/replica-$i" 127.0.0.1 \
+    "${replica_https[i - 1]}" "${replica_webhook[i - 1]}" "${replica_metrics[i - 1]}" --postgres-url "$postgres_url" "$@"
+}
+
+# launch FOLDER HOME BIND HTTPS WEBHOOK METRICS [FLAG...]: one process with the tools and kubeconfig of FOLDER and its data in HOME.
+launch() {
+  local folder=$1 home=$2 bind=$3 https=$4 webhook=$5 metrics=$6
+  shift 6
+  mkdir -p "$home/data"
   # A process group of its own, so that Ctrl-C reaches this script first and the end is an orderly one.
   set -m
   KUBECONFIG="$folder/operator.kubeconfig" nohup "$folder/bin/remit" operator --namespace $platform --log-format json \
-    --listen "$bind:$https_port" --webhook-listen "$bind:$webhook_port" --metrics-listen "127.0.0.1:$metrics_port" \
-    --dns-names "$address" --data-dir "$folder/data" "$@" >>"$folder/operator.log" 2>&1 </dev/null &
+    --listen "$bind:$https" --webhook-listen "$bind:$webhook" --metrics-listen "127.0.0.1:$metrics" \
+    --dns-names "$address" --data-dir "$home/data" "$@" >>"$home/operator.log" 2>&1 </dev/null &
   operator_pid=$!
   set +m
-  echo "$operator_pid" >"$folder/operator.pid"
-  if ! until_true 120 "the operator is ready" operator_ready_or_gone || ! operator_ready; then
-    tail -n 20 "$folder/operator.log" >&2
+  echo "$operator_pid" >"$home/operator.pid"
+}
+
+# wait_operator HOME METRICS: until it is ready.
+wait_operator() {
+  local pid
+  pid=$(<"$1/operator.pid")
+  if ! until_true 120 "the operator is ready" operator_ready_or_gone "$pid" "$2" || ! operator_ready "$2"; then
+    tail -n 20 "$1/operator.log" >&2
     fail "the operator does not become ready; the end of its log is above"
   fi
+}
+
+# webhook_and_ca FOLDER: waits for the webhook, and keeps the CA's certificate in FOLDER.
+webhook_and_ca() {
   until_true 60 "the webhook has its certificate" webhook_has_bundle || fail "the webhook's caBundle was not set"
-  export REMIT_CA_FILE=$folder/ca.crt
+  export REMIT_CA_FILE=$1/ca.crt
   kubectl get secret remit-ca -n $platform -o 'jsonpath={.data.tls\.crt}' | base64 -d >"$REMIT_CA_FILE"
 }
 
-operator_ready() { curl -fsS --max-time 5 "http://127.0.0.1:$metrics_port/readyz" >/dev/null; }
-operator_ready_or_gone() { ! kill -0 "$operator_pid" || operator_ready; }
+operator_ready() { curl -fsS --max-time 5 "http://127.0.0.1:$1/readyz" >/dev/null; }
+operator_ready_or_gone() { ! kill -0 "$1" || operator_ready "$2"; }
 webhook_has_bundle() { kubectl get validatingwebhookconfiguration remit -o 'jsonpath={.webhooks[0].clientConfig.caBundle}' | grep -q .; }
+
+# leading_replica: number of the replica that holds the lease.
+leading_replica() {
+  local holder
+  holder=$(kubectl get lease remit -n $platform -o 'jsonpath={.spec.holderIdentity}') || return 1
+  [[ $holder == replica-* ]] || return 1
+  holder=${holder#replica-}
+  echo "${holder%%_*}"
+}
+
+# kill_replica FOLDER I: as a crash would. start_replica brings it back.
+kill_replica() {
+  local pid
+  pid=$(<"$1/replica-$2/operator.pid")
+  operator_is "$pid" "$1/replica-$2" || return 0
+  kill -KILL "$pid" 2>/dev/null || true
+  until_true 20 "the replica is gone" operator_gone "$pid" "$1/replica-$2" || true
+  rm -f "$1/replica-$2/operator.pid"
+}
+
+# stop_replicas FOLDER: ends all of them, the balancer stays.
+stop_replicas() {
+  local home
+  # All are asked before the first is waited for.
+  for home in "$1"/replica-*; do
+    if [[ -f $home/operator.pid ]] && operator_is "$(<"$home/operator.pid")" "$home"; then kill -TERM "$(<"$home/operator.pid")" 2>/dev/null || true; fi
+  done
+  for home in "$1"/replica-*; do stop_operator "$home"; done
+}
+
+# start_balancer FOLDER LISTEN=TARGET,TARGET...: where it does not run already.
+start_balancer() {
+  local folder=$1 pid spec
+  shift
+  if [[ -f $folder/balancer.pid ]] && balancer_is "$(<"$folder/balancer.pid")" "$folder"; then return 0; fi
+  set -m
+  nohup "$root/hack/controlplane/run" balance --dir "$folder" "$@" >>"$folder/balancer.log" 2>&1 </dev/null &
+  pid=$!
+  set +m
+  echo "$pid" >"$folder/balancer.pid"
+  for spec in "$@"; do
+    until_true 30 "the balancer listens" listens "${spec%%=*}" || fail "the balancer does not start: $(tail -n 3 "$folder/balancer.log")"
+  done
+}
+
+stop_balancer() {
+  local pid
+  [[ -f $1/balancer.pid ]] || return 0
+  pid=$(<"$1/balancer.pid")
+  rm -f "$1/balancer.pid"
+  if balancer_is "$pid" "$1"; then kill -TERM "$pid" 2>/dev/null || true; fi
+}
+
+balancer_is() { ps -o args= -p "$1" 2>/dev/null | grep -qF -- "balance --dir $2 "; }
+listens() { (: <"/dev/tcp/127.0.0.1/${1##*:}"); }
 
 # stop_operator FOLDER: ends the operator of this folder, if it is still that.
 stop_operator() {
@@ -145,12 +257,71 @@ stop_operator() {
   rm -f "$1/operator.pid"
   operator_is "$pid" "$1" || return 0
   kill -TERM "$pid" 2>/dev/null || return 0
-  until_true 20 "the operator has ended" operator_gone "$pid" "$1" || kill -KILL "$pid" 2>/dev/null || true
+  until_true 45 "the operator has ended" operator_gone "$pid" "$1" || kill -KILL "$pid" 2>/dev/null || true
 }
 
 # Another program may have the pid by now.
 operator_is() { ps -o args= -p "$1" 2>/dev/null | grep -qF -- "$2/data"; }
 operator_gone() { ! operator_is "$1" "$2"; }
+
+# start_postgres FOLDER: a PostgreSQL of its own, on a Unix socket only; sets postgres_url. PostgreSQL refuses to run as root: then
+# it runs as user postgres (or nobody) in a folder of its own, which FOLDER/postgres.home names.
+start_postgres() {
+  local bin home user
+  bin=$(postgres_bin) || fail "PostgreSQL is needed for several replicas, and initdb is neither on PATH nor in /usr/lib/postgresql: apt-get install postgresql (its server need not run)"
+  if ((EUID == 0)); then
+    user=postgres
+    id "$user" >/dev/null 2>&1 || user=nobody
+  fi
+  if [[ -f $1/postgres.home ]]; then
+    home=$(<"$1/postgres.home")
+  else
+    # A short path: that of a socket has at most 107 bytes.
+    home=$(mktemp -d /tmp/remit-pg.XXXXXX)
+    if [[ -n ${user:-} ]]; then chown "$user" "$home"; fi
+    echo "$home" >"$1/postgres.home"
+    as_user "${user:-}" "$bin/initdb" --username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync --pgdata "$home/data" >"$1/postgres.log" 2>&1 ||
+      { tail -n 20 "$1/postgres.log" >&2; fail "initdb failed; the end of its log is above"; }
+  fi
+  as_user "${user:-}" "$bin/pg_ctl" --pgdata "$home/data" --log "$home/log" --wait --timeout 60 \
+    --options "-k $home -c listen_addresses= -c max_connections=200" start >>"$1/postgres.log" 2>&1 </dev/null ||
+    { tail -n 20 "$home/log" >&2; fail "PostgreSQL does not start; the end of its log is above"; }
+  postgres_url="postgres://postgres@${home//\//%2F}/postgres"
+}
+
+# stop_postgres FOLDER [keep]: ends it, and removes its data unless they are to be kept for another start_postgres.
+stop_postgres() {
+  local bin home user
+  [[ -f $1/postgres.home ]] || return 0
+  home=$(<"$1/postgres.home")
+  if [[ -f $home/data/postmaster.pid ]] && bin=$(postgres_bin); then
+    user=$(stat -c %U "$home/data")
+    [[ $user != "$(id -un)" ]] || user=
+    as_user "$user" "$bin/pg_ctl" --pgdata "$home/data" --mode fast --wait --timeout 30 stop >/dev/null 2>&1 </dev/null || true
+  fi
+  if [[ ${2:-} != keep ]]; then
+    case $home in /tmp/remit-pg.??????) rm -rf "$home" ;; esac
+    rm -f "$1/postgres.home" "$1/postgres.log"
+  fi
+}
+
+postgres_bin() {
+  local dir
+  if command -v initdb >/dev/null; then
+    dirname "$(command -v initdb)"
+    return
+  fi
+  dir=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
+  [[ -x $dir/initdb ]] && echo "$dir"
+}
+
+# as_user USER COMMAND...: the command as this user, or as whoever runs this where USER is empty.
+as_user() {
+  local user=$1
+  shift
+  # PostgreSQL wants a folder that its user may enter.
+  if [[ -n $user ]]; then (cd / && runuser -u "$user" -- "$@"); else "$@"; fi
+}
 
 # grant_and_token NAMESPACE ACCOUNT ROLE AUDIENCE FILE: a ServiceAccount with a role there, and its token.
 grant_and_token() {

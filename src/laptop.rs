@@ -160,6 +160,7 @@ impl Laptop {
             past,
             // A folder has one package at a time.
             shadow: Arc::new(Shadow::off()),
+            control: None,
         });
         let note = said.clone();
         let router = router(server.clone()).merge(note_router(server.clone(), Arc::new(move || note.fault())));

@@ -5,6 +5,7 @@
 
 mod anchors;
 mod context;
+mod control;
 mod election;
 mod feed;
 mod leading;
@@ -46,7 +47,7 @@ use crate::server::{
 };
 use crate::source::compile::Compiler;
 use crate::source::index::Faults;
-use crate::source::kubernetes::{self, SourceError, call};
+use crate::source::kubernetes::{self, SourceError, Watching, call};
 use crate::source::past::KeptObjects;
 use crate::store::{Replays, SqliteOptions, SqliteStore, Store, StoreError};
 
@@ -105,7 +106,9 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let listeners = Listeners::bind(&args).await?;
     let issuers = args.issuers.as_deref().map(issuers::read).transpose()?.unwrap_or_default();
     let config = Config::infer().await.map_err(|e| OperatorError::Config(e.to_string()))?;
-    let client = Client::try_from(config).map_err(|e| OperatorError::Config(e.to_string()))?;
+    let watching =
+        Watching::new(&config, args.relist_seconds).await.map_err(|e| OperatorError::Config(e.to_string()))?;
+    let client = watching.client.clone();
     let who = format!("ServiceAccount {}/{}", args.namespace, args.service_account);
     kubernetes::probe(&client, &who).await?;
     let installation = match &args.installation {
@@ -138,7 +141,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let arms_key = arms_key(&keys.redaction);
     let into =
         feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness, arms_key };
-    let mut feed = Feed::start(&args, &client, &installation, into).await;
+    let mut feed = Feed::start(&args, &watching, &installation, into);
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
     let runner = ReplayRunner::new(replays.clone(), past.clone(), Some(feed.objects.clone()), args.namespace.clone());
 
@@ -169,7 +172,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
     });
-    let registry = metrics::registry(&sqlite, &ctx, &tally);
+    let registry = metrics::registry(&sqlite, &ctx, &tally, &feed.pulse);
     let metrics = Arc::new(Metrics::new(registry));
     let clock = Arc::new(SystemClock);
     let reviews = KubeReviews::new(client.clone());
@@ -200,6 +203,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         lanes: crate::server::Lanes::default(),
         past,
         shadow: shadow.clone(),
+        control: Some(Arc::new(control::Control(ctx.clone()))),
     });
     let mut servers = serving::start(listeners, &certificate, &state, &ctx)?;
 

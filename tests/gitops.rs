@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use regex::Regex;
-use remit::api::{Agent, PolicyPackage, PolicySigner, TenantProfile, TenantRollout};
+use remit::api::{Agent, PolicyPackage, PolicyReplay, PolicySigner, TenantProfile, TenantRollout};
 use remit::policy::digest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -303,13 +303,14 @@ fn fixtures_of_the_health_checks_are_objects_of_the_api() {
             "Agent" => strictly::<Agent>(&name, &object),
             "PolicyPackage" => strictly::<PolicyPackage>(&name, &object),
             "PolicySigner" => strictly::<PolicySigner>(&name, &object),
+            "PolicyReplay" => strictly::<PolicyReplay>(&name, &object),
             "TenantProfile" => strictly::<TenantProfile>(&name, &object),
             "TenantRollout" => strictly::<TenantRollout>(&name, &object),
             other => panic!("{name}: {other}"),
         }
         kinds.insert(kind);
     }
-    assert!(kinds.len() >= 5, "{kinds:?}");
+    assert!(kinds.len() >= 6, "{kinds:?}");
 }
 
 /// The names of Remit's metrics that a text speaks of, without the suffixes that the form of a metric gives.

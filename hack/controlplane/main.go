@@ -26,6 +26,8 @@ const usage = `controlplane: a real Kubernetes control plane on this machine, fo
       --parent-pid PID              stop it and remove its data once process PID is gone
       --timeout DURATION            give up when it is not ready by then (default 3m)
   controlplane stop --dir DIR       stop what start began in DIR, and remove its data
+  controlplane balance --dir DIR LISTEN=TARGET,TARGET... ...
+                                    passes TCP connections on to targets that take them, as a Service would, until interrupted
   controlplane env [--dir DIR]      lines to be sourced by a shell: PATH, and KUBECONFIG of what runs in DIR
 
 Binaries are cached in ${XDG_CACHE_HOME:-$HOME/.cache}/remit/controlplane, by version. KUBEBUILDER_ASSETS, if set, names a
@@ -70,7 +72,7 @@ func run(args []string, out io.Writer) error {
 		}
 		return fmt.Errorf("%w: %v", errUsage, err)
 	}
-	if args[0] != "build" && flags.NArg() > 0 {
+	if args[0] != "build" && args[0] != "balance" && flags.NArg() > 0 {
 		return fmt.Errorf("%w: unexpected argument %q", errUsage, flags.Arg(0))
 	}
 	if *dir == "" && (args[0] == "start" || args[0] == "stop") {
@@ -100,6 +102,8 @@ func run(args []string, out io.Writer) error {
 		}
 	case "stop":
 		return stop(*dir, os.Stderr)
+	case "balance":
+		return balance(flags.Args(), os.Stderr)
 	case "env":
 		return printEnv(*dir, out)
 	default:

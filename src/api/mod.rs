@@ -4,6 +4,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "kube's printer columns repeat type_ and json_path by design")]
 
+mod action;
 mod agent;
 mod conditions;
 mod crd;
@@ -14,6 +15,7 @@ mod policy_signer;
 mod tenant_profile;
 mod tenant_rollout;
 
+pub use action::*;
 pub use agent::*;
 pub use conditions::*;
 pub use crd::crds;

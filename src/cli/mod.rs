@@ -6,6 +6,7 @@ mod audit;
 mod check;
 pub mod client;
 mod decisions;
+mod diff;
 mod generate;
 mod hook;
 mod init;
@@ -58,6 +59,7 @@ enum Command {
     WhoCan(prospects::WhoCan),
     WhatCan(prospects::WhatCan),
     Suggest(Box<suggest::Suggest>),
+    Diff(Box<diff::DiffArgs>),
     Prove(Box<prove::Prove>),
     /// Proves one question from standard input; for Remit's own use
     #[command(hide = true, name = crate::proof::worker::COMMAND)]
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::WhoCan(args) => block_on(prospects::who_can(args)),
         Command::WhatCan(args) => block_on(prospects::what_can(args)),
         Command::Suggest(args) => block_on(suggest::run(*args)),
+        Command::Diff(args) => block_on(diff::run(*args)),
         Command::Prove(args) => block_on(prove::run(*args)),
         Command::ProveWorker => prove::worker(),
         Command::Generate(args) => generate::run(&args),

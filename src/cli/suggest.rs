@@ -70,7 +70,7 @@ pub struct Suggest {
 
 /// Why there is no suggestion.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -245,7 +245,8 @@ async fn pages(client: &Client, args: &Suggest) -> Result<Vec<DecisionRecord>, E
     }
 }
 
-fn from_file(path: &Path) -> Result<Vec<DecisionRecord>, Error> {
+/// Decisions of a file, however they were printed.
+pub(super) fn from_file(path: &Path) -> Result<Vec<DecisionRecord>, Error> {
     let wrong = |why: String| Error::Decisions { path: path.display().to_string(), why };
     let mut text = String::new();
     let mut reader: Box<dyn Read> = match path == Path::new("-") {

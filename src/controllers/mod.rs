@@ -13,6 +13,7 @@ mod policy_package;
 mod policy_replay;
 mod policy_signer;
 pub mod preflight;
+pub mod proofs;
 pub mod replay_runs;
 mod tenant_profile;
 pub mod tenant_rollout;

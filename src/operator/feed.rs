@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -13,7 +12,7 @@ use crate::gate::Snapshot;
 use crate::server::Freshness;
 use crate::source::compile::Compiler;
 use crate::source::index::{Faults, Index, Sources};
-use crate::source::kubernetes::{self, Change, Objects, Pulse};
+use crate::source::kubernetes::{self, Change, Objects, Pulse, Watching};
 
 /// The watches and the index over them.
 pub struct Feed {
@@ -21,6 +20,7 @@ pub struct Feed {
     pub changes: Arc<Relay>,
     pub ready: watch::Receiver<bool>,
     pub index: JoinHandle<()>,
+    pub pulse: Arc<Pulse>,
 }
 
 /// What the snapshot is made from, and where it goes.
@@ -34,7 +34,7 @@ pub struct Into<'a> {
 }
 
 impl Feed {
-    pub async fn start(args: &Operator, client: &Client, installation: &str, into: Into<'_>) -> Self {
+    pub fn start(args: &Operator, watching: &Watching, installation: &str, into: Into<'_>) -> Self {
         let (to_index, for_index) = mpsc::unbounded_channel();
         let (to_controllers, changes) = mpsc::unbounded_channel();
         let pulse = {
@@ -43,8 +43,7 @@ impl Feed {
         };
         // The index first: a reconciler that reads what it says should find it said.
         let all = Arc::new(vec![to_index, to_controllers.clone()]);
-        let streaming = kubernetes::streams_lists(client).await;
-        let objects = kubernetes::watch(client, &args.namespace, streaming, &pulse, &all);
+        let objects = kubernetes::watch(watching, &args.namespace, &pulse, &all);
         let sources = Sources {
             objects: objects.clone(),
             compiler: into.compiler.clone(),
@@ -55,10 +54,10 @@ impl Feed {
         };
         let (ready, readiness) = watch::channel(false);
         let (snapshot, faults) = (into.snapshot.clone(), into.faults.clone());
-        let index = Index::new(sources, snapshot, faults, vec![to_controllers], pulse, ready);
+        let index = Index::new(sources, snapshot, faults, vec![to_controllers], pulse.clone(), ready);
         let relay = Arc::new(Relay::default());
         tokio::spawn(relay.clone().run(changes));
-        Self { objects, changes: relay, ready: readiness, index: tokio::spawn(index.run(for_index)) }
+        Self { objects, changes: relay, ready: readiness, index: tokio::spawn(index.run(for_index)), pulse }
     }
 }
 

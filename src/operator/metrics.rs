@@ -12,11 +12,13 @@ use prometheus_client::registry::{Registry, Unit};
 use super::election::Tally;
 use crate::controllers::Context;
 use crate::server::JournalNumbers;
+use crate::source::kubernetes::Pulse;
 use crate::store::SqliteStore;
 
 struct Numbers {
     ctx: Arc<Context>,
     election: Arc<Tally>,
+    pulse: Arc<Pulse>,
 }
 
 impl std::fmt::Debug for Numbers {
@@ -26,10 +28,14 @@ impl std::fmt::Debug for Numbers {
 }
 
 /// A registry with these numbers, read at each scrape.
-pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>, election: &Arc<Tally>) -> Registry {
+pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>, election: &Arc<Tally>, pulse: &Arc<Pulse>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(JournalNumbers(store.clone())));
-    registry.register_collector(Box::new(Numbers { ctx: ctx.clone(), election: election.clone() }));
+    registry.register_collector(Box::new(Numbers {
+        ctx: ctx.clone(),
+        election: election.clone(),
+        pulse: pulse.clone(),
+    }));
     registry
 }
 
@@ -42,6 +48,13 @@ impl Collector for Numbers {
             ("remit_reconcile_failures", "Reconcile passes that failed", &self.ctx.failures),
             ("remit_lease_gained", "Times that this replica began to lead", &self.election.gained),
             ("remit_lease_failures", "Tries to get or renew the lease that failed", &self.election.failures),
+            ("remit_watch_lists", "Kinds that were listed, at start and again", &self.pulse.tally.lists),
+            ("remit_watch_failures", "Watches that failed and were tried again", &self.pulse.tally.failures),
+            (
+                "remit_watch_restarts",
+                "Times that all watches were silent and started again",
+                &self.pulse.tally.restarts,
+            ),
         ] {
             let metric = ConstCounter::new(value.load(Ordering::Relaxed));
             metric.encode(encoder.encode_descriptor(name, help, None::<&Unit>, metric.metric_type())?)?;

@@ -19,8 +19,8 @@ pub const COMMAND: &str = "prove-worker";
 const MAX_INPUT: u64 = 256 * 1024 * 1024;
 /// What it may answer.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
-/// Address space that the worker has beside the solver's: its stack alone reserves 256 MiB.
-const OWN_MEMORY: u64 = 4 << 30;
+/// Address space of the worker itself, besides as much as the solver has: its stack alone reserves 256 MiB.
+const OWN_MEMORY: u64 = 768 << 20;
 /// How long a worker may take beyond the time for the proof: to compile, and to write down what it found.
 const GRACE: Duration = Duration::from_secs(30);
 

@@ -199,7 +199,7 @@ fn time(name: &'static str, value: &str) -> Result<Timestamp, HttpError> {
     value.parse().map_err(|_| HttpError::field(WRONG, name, "must be a time such as 2026-01-31T12:00:00Z"))
 }
 
-fn number(name: &'static str, value: &str, max: u32) -> Result<u32, HttpError> {
+pub(super) fn number(name: &'static str, value: &str, max: u32) -> Result<u32, HttpError> {
     let number = value.parse().ok().filter(|n| (1..=max).contains(n));
     number.ok_or_else(|| HttpError::field(WRONG, name, format!("must be a number from 1 to {max}")))
 }

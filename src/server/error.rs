@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::ijson::JsonError;
 
@@ -26,6 +27,8 @@ pub struct HttpError {
     pub decision_id: Option<String>,
     /// Seconds after which it makes sense to try again.
     pub retry_after: Option<u32>,
+    /// More for programs: the members of this object stand beside the others.
+    pub details: Option<Box<Value>>,
 }
 
 /// The body as programs read it.
@@ -37,12 +40,14 @@ struct ErrorBody<'a> {
     field: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     decision_id: Option<&'a str>,
+    #[serde(flatten)]
+    details: Option<&'a Value>,
 }
 
 impl HttpError {
     /// An error with its code and message.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), field: None, decision_id: None, retry_after: None }
+        Self { status, code, message: message.into(), field: None, decision_id: None, retry_after: None, details: None }
     }
 
     /// 400.
@@ -114,6 +119,7 @@ impl IntoResponse for HttpError {
             message: &self.message,
             field: self.field.as_deref(),
             decision_id: self.decision_id.as_deref(),
+            details: self.details.as_deref(),
         };
         let mut response = (self.status, Json(body)).into_response();
         self.add_headers(&mut response);

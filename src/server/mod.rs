@@ -10,10 +10,12 @@ mod body;
 mod caller;
 mod check;
 mod clock;
+mod control;
 mod discovery;
 mod error;
 mod evaluation;
 mod freshness;
+mod going_back;
 mod health;
 mod ijson;
 pub mod issuers;
@@ -22,14 +24,17 @@ mod lanes;
 mod metrics;
 pub mod openapi;
 mod outcome;
+mod policies;
 mod replays;
 mod request_id;
 mod retention;
 mod review_api;
 mod reviews;
+mod rollouts;
 mod search;
 mod sessions;
 mod shadow;
+mod text_diff;
 pub mod tls;
 mod why;
 mod wire;
@@ -53,6 +58,7 @@ pub use authn::{
 };
 pub use authz::{AccessReviewer, Ask, Authorizer, ReviewedAccess};
 pub use clock::{Clock, SystemClock};
+pub use control::{ControlError, RolloutControl};
 pub use error::HttpError;
 pub use freshness::Freshness;
 pub use health::{note_router, router as health_router};
@@ -130,6 +136,8 @@ pub struct Server {
     pub past: Arc<dyn PastPackages>,
     /// Compares the packages of a rollout, off the answers' path.
     pub shadow: Arc<Shadow>,
+    /// Rollouts of the cluster; None in a folder.
+    pub control: Option<Arc<dyn RolloutControl>>,
 }
 
 pub use lanes::Lanes;
@@ -169,7 +177,16 @@ pub fn router(state: AppState) -> Router {
             .route(&format!("{prefix}/sessions/{{id}}/heartbeat"), post(sessions::heartbeat))
             .route(&format!("{prefix}/sessions/{{id}}/end"), post(sessions::end))
     };
+    let by_hand = |router: Router<AppState>, prefix: &str| {
+        router
+            .route(&format!("{prefix}/policies"), get(policies::list))
+            .route(&format!("{prefix}/policies/{{name}}/versions"), get(policies::versions))
+            .route(&format!("{prefix}/policies/{{name}}/versions/{{version}}"), get(policies::one))
+            .route(&format!("{prefix}/policies/{{name}}/diff"), get(policies::diff))
+            .route(&format!("{prefix}/policies/{{name}}/rollback"), post(going_back::rollback))
+    };
     let router = sessions(sessions(Router::new(), ""), "/tenants/{tenant}");
+    let router = by_hand(by_hand(router, ""), "/admin/tenants/{tenant}");
     router
         .route("/.well-known/authzen-configuration", get(discovery::plain))
         .route("/.well-known/authzen-configuration/tenants/{tenant}", get(discovery::tenant))
@@ -180,6 +197,10 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/replay/runs", post(replays::begin))
         .route("/admin/replay/runs/{id}", get(replays::one))
         .route("/admin/replay/runs/{id}/report", get(replays::report))
+        .route("/admin/tenants/{tenant}/rollouts", get(rollouts::list).post(rollouts::create))
+        .route("/admin/tenants/{tenant}/rollouts/{id}", get(rollouts::one))
+        .route("/admin/tenants/{tenant}/rollouts/{id}/package", get(rollouts::package))
+        .route("/admin/tenants/{tenant}/rollouts/{id}/{action}", post(rollouts::act))
         .route("/admin/audit/records", get(admin::audit_records))
         .route("/admin/audit/anchors", get(admin::audit_anchors))
         .route("/admin/audit/tombstones", get(admin::audit_tombstones))

@@ -28,10 +28,14 @@ fn package(version: &str, policy: &str) -> Arc<CompiledPackage> {
         description: None,
         schema_digest: None,
     };
+    let mut tools = vec![tool("git/log", Tier::Read), tool("git/push", Tier::Write)];
+    if version == "2.0.0" {
+        tools.push(tool("git/new", Tier::Write));
+    }
     let spec = PolicyPackageSpec {
         package: "first".into(),
         version: version.into(),
-        tools: vec![tool("git/log", Tier::Read), tool("git/push", Tier::Write)],
+        tools,
         policies: vec![SourceFile { name: "main.cedar".into(), text: policy.into() }],
         ..PolicyPackageSpec::default()
     };
@@ -178,11 +182,13 @@ async fn a_search_lists_what_a_check_of_the_same_session_allows() {
         let search = json!({"subject": {"type": "agent", "id": "coder"}, "action": {"name": "call_tool"},
             "resource": {"type": "tool"}, "context": {"session": session}});
         let found = world.post("acme:coder", "/access/v1/search/resource", &search).await;
-        let listed = found.body["results"].as_array().unwrap().iter().any(|r| r["id"] == "git/push");
-        let checked =
-            world.post("acme:coder", "/access/v1/evaluation", &in_session("coder", "git/push", &session)).await;
-        assert_eq!(json!(listed), checked.body["decision"]);
-        seen.insert(listed);
+        // One tool that both packages list, and one that only the candidate does.
+        for tool in ["git/push", "git/new"] {
+            let listed = found.body["results"].as_array().unwrap().iter().any(|r| r["id"] == tool);
+            let checked = world.post("acme:coder", "/access/v1/evaluation", &in_session("coder", tool, &session)).await;
+            assert_eq!(json!(listed), checked.body["decision"], "{tool}");
+            seen.insert(listed);
+        }
     }
     assert_eq!(seen.len(), 2);
 }

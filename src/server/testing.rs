@@ -297,6 +297,7 @@ impl World {
             lanes: Lanes::default(),
             past: Arc::new(NothingPast),
             shadow: Arc::new(Shadow::off()),
+            control: None,
         });
         Self { router: router(state.clone()), state, clock, journal, rights, store, _dir: dir }
     }
@@ -332,6 +333,7 @@ impl World {
             lanes: Lanes::default(),
             past,
             shadow,
+            control: s.control.clone(),
         });
         Self { router: router(state.clone()), state, ..self }
     }

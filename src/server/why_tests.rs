@@ -118,7 +118,7 @@ impl PastPackages for Kept {
     }
 
     fn digest_of(&self, _: &str, _: &PackageSelector) -> Result<String, String> {
-        Ok(self.0.digest().to_owned())
+        Err("nothing here is asked for by name".into())
     }
 }
 

@@ -40,7 +40,8 @@ pub async fn judge(
     Ok(verdict)
 }
 
-async fn failing_test(
+/// Runs the tests of a compiled package under these platform packages; the refusal, where one fails.
+pub async fn failing_test(
     results: &TestResults,
     spec: &PolicyPackageSpec,
     package: &Arc<CompiledPackage>,

@@ -1,38 +1,37 @@
-//! Watches: one a kind, for ever, with backoff. Each keeps a store that reconcilers and the index read, and says what changed.
+//! What is there, by kind, as the watches of `follow` last saw it; and calls of the API server with a time limit.
 //!
-//! An object that can't be read (`DeserializeGuard`) is kept as such and stops nothing. A watch never ends the process.
+//! An object that can't be read (`DeserializeGuard`) is kept as such and stops nothing.
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams};
 use kube::core::{ClusterResourceScope, DeserializeGuard, NamespaceResourceScope};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::reflector::{self, ObjectRef, Store, store::Writer};
-use kube::runtime::utils::Backoff;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Client, Resource, ResourceExt};
-use rand_core::{OsRng, RngCore};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 
+pub use super::follow::Pulse;
+use super::follow::{Follow, Known, jittered};
+use super::heartbeat::{self, HEARTBEAT};
 use super::recorded::BYTES_LABEL;
-use crate::api::{
-    Agent, DEFAULT_NAME, MANAGER, PolicyPackage, PolicyReplay, PolicySigner, TenantProfile, TenantRollout,
-};
+use crate::api::{Agent, DEFAULT_NAME, PolicyPackage, PolicyReplay, PolicySigner, TenantProfile, TenantRollout};
 
-/// Name of the object whose changes show that the feed lives.
-pub const HEARTBEAT: &str = "remit-heartbeat";
-/// How often it is changed.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// Time for one call of the API server.
 pub const CALL: Duration = Duration::from_secs(10);
+
+/// How long one watch lasts before the API server ends it and the next goes on where it stood, seconds. kube's watcher gives up on one
+/// that has been silent for 5 s longer: a connection that died without a word is noticed after so long at the latest.
+const WATCH: u32 = 30;
+/// No answer for so long, not even a byte: the connection is dead.
+const SILENCE: Duration = Duration::from_secs(40);
+/// How often everything is looked at again.
+const RESYNC: Duration = Duration::from_secs(600);
 
 /// An object that may be unreadable.
 pub type Guarded<K> = DeserializeGuard<K>;
@@ -126,54 +125,6 @@ pub fn tell(listeners: &Listeners, change: &Change) {
     }
 }
 
-/// Whether the feed lives: a heartbeat counts while the first set is complete and no watch is failing.
-pub struct Pulse {
-    complete: AtomicBool,
-    failing: AtomicU32,
-    alive: Box<dyn Fn() + Send + Sync>,
-}
-
-impl Pulse {
-    /// Calls `alive` at each sign of life.
-    pub fn new(alive: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { complete: AtomicBool::new(false), failing: AtomicU32::new(0), alive: Box::new(alive) }
-    }
-
-    /// The first set is complete: from now on there are signs of life, and this is the first.
-    pub fn complete(&self) {
-        self.complete.store(true, Ordering::Release);
-        self.beat();
-    }
-
-    fn beat(&self) {
-        if self.complete.load(Ordering::Acquire) && self.failing.load(Ordering::Relaxed) == 0 {
-            (self.alive)();
-        }
-    }
-}
-
-/// Doubling from 100 ms to 10 s, with jitter, for ever.
-#[derive(Default)]
-struct Retry {
-    tries: u32,
-}
-
-impl Iterator for Retry {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let ceiling = 100u64.saturating_mul(1 << self.tries.min(7)).min(10_000);
-        self.tries = self.tries.saturating_add(1);
-        Some(Duration::from_millis(ceiling / 2 + u64::from(OsRng.next_u32()) % (ceiling / 2)))
-    }
-}
-
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.tries = 0;
-    }
-}
-
 /// The API server can't be used as it is; the message says what to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -244,7 +195,7 @@ where
 }
 
 /// Whether the API server sends the initial list through the watch (on by default from 1.34 on).
-pub async fn streams_lists(client: &Client) -> bool {
+async fn streams_lists(client: &Client) -> bool {
     let minor = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
     match call("/version", client.apiserver_version()).await {
         Ok(info) => info.major == "1" && minor(&info.minor).is_some_and(|m| m >= 34),
@@ -252,16 +203,44 @@ pub async fn streams_lists(client: &Client) -> bool {
     }
 }
 
+/// How to watch.
+#[derive(Clone)]
+pub struct Watching {
+    /// For calls.
+    pub client: Client,
+    /// For watches: one that gives up on a silent connection.
+    pub watcher: Client,
+    /// Whether the initial list comes through the watch.
+    pub streaming: bool,
+    /// After about this long each kind is listed anew, though nothing seems wrong.
+    pub relist: Duration,
+}
+
+impl Watching {
+    /// For this cluster.
+    pub async fn new(config: &Config, relist: Duration) -> Result<Self, kube::Error> {
+        let client = Client::try_from(config.clone())?;
+        let mut patient = config.clone();
+        patient.connect_timeout = Some(CALL);
+        patient.read_timeout = Some(SILENCE);
+        patient.reset_reader_on_write = true;
+        let streaming = streams_lists(&client).await;
+        Ok(Self { watcher: Client::try_from(patient)?, client, streaming, relist })
+    }
+}
+
 /// Starts every watch. They run until the process ends. The listeners are told of each change after the stores have it.
-pub fn watch(client: &Client, namespace: &str, streaming: bool, pulse: &Arc<Pulse>, to: &Arc<Listeners>) -> Objects {
-    let w = Watches { client: client.clone(), streaming, pulse: pulse.clone(), to: to.clone() };
+pub fn watch(with: &Watching, namespace: &str, pulse: &Arc<Pulse>, to: &Arc<Listeners>) -> Objects {
+    let w = Watches { with: with.clone(), pulse: pulse.clone(), to: to.clone() };
     let heartbeat = w.config().fields(&format!("metadata.name={HEARTBEAT}"));
     let beats = pulse.clone();
-    let _ = w.start(Api::<ConfigMap>::namespaced(client.clone(), namespace), heartbeat, move |_| {
+    let _ = w.start(Api::<ConfigMap>::namespaced(with.watcher.clone(), namespace), heartbeat, move |_| {
         beats.beat();
         None
     });
-    tokio::spawn(beat(client.clone(), namespace.to_owned()));
+    tokio::spawn(heartbeat::beat(with.client.clone(), namespace.to_owned(), pulse.clone()));
+    tokio::spawn(resync(to.clone()));
+    let client = &with.watcher;
     Objects {
         namespaces: w.all(|o: &Namespace| Change::Namespace(o.name_any())),
         agents: w.all_namespaced(|o: &Guarded<Agent>| Change::Agent(o.namespace().unwrap_or_default(), o.name_any())),
@@ -282,17 +261,24 @@ pub fn watch(client: &Client, namespace: &str, streaming: bool, pulse: &Arc<Puls
     }
 }
 
+/// Has everything looked at once in a while, though nothing seems to have changed.
+async fn resync(to: Arc<Listeners>) {
+    loop {
+        tokio::time::sleep(jittered(RESYNC)).await;
+        tell(&to, &Change::Everything);
+    }
+}
+
 struct Watches {
-    client: Client,
-    streaming: bool,
+    with: Watching,
     pulse: Arc<Pulse>,
     to: Arc<Listeners>,
 }
 
 impl Watches {
     fn config(&self) -> watcher::Config {
-        let config = watcher::Config::default();
-        if self.streaming { config.streaming_lists() } else { config }
+        let config = watcher::Config::default().timeout(WATCH);
+        if self.with.streaming { config.streaming_lists() } else { config }
     }
 
     fn all<K>(&self, change: impl Fn(&K) -> Change + Send + 'static) -> Store<K>
@@ -305,7 +291,7 @@ impl Watches {
             + Sync
             + 'static,
     {
-        self.start(Api::all(self.client.clone()), self.config(), move |o| Some(change(o)))
+        self.start(Api::all(self.with.watcher.clone()), self.config(), move |o| Some(change(o)))
     }
 
     fn all_namespaced<K>(&self, change: impl Fn(&K) -> Change + Send + 'static) -> Store<K>
@@ -318,7 +304,7 @@ impl Watches {
             + Sync
             + 'static,
     {
-        self.start(Api::all(self.client.clone()), self.config(), move |o| Some(change(o)))
+        self.start(Api::all(self.with.watcher.clone()), self.config(), move |o| Some(change(o)))
     }
 
     fn start<K>(
@@ -331,77 +317,16 @@ impl Watches {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         let (reader, writer) = reflector::store();
-        let (pulse, to) = (self.pulse.clone(), self.to.clone());
-        tokio::spawn(follow(api, config, writer, change, pulse, to));
+        let watch = Follow {
+            api,
+            config,
+            relist: self.with.relist,
+            known: Known::new(reader.clone(), writer),
+            change,
+            pulse: self.pulse.clone(),
+            to: self.to.clone(),
+        };
+        tokio::spawn(watch.run());
         reader
-    }
-}
-
-async fn follow<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    mut writer: Writer<K>,
-    change: impl Fn(&K) -> Option<Change> + Send,
-    pulse: Arc<Pulse>,
-    to: Arc<Listeners>,
-) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    let mut failing = false;
-    let mut stream = std::pin::pin!(watcher(api, config).backoff(Retry::default()));
-    while let Some(event) = stream.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                // 410 and the like are how a watch goes on; only what lasts makes the feed stale.
-                if !failing {
-                    pulse.failing.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(kind = %K::kind(&()), %error, "a watch failed and is tried again");
-                }
-                failing = true;
-                continue;
-            }
-        };
-        let event = event.modify(|o| o.managed_fields_mut().clear());
-        if failing && !matches!(event, Event::Init) {
-            failing = false;
-            pulse.failing.fetch_sub(1, Ordering::Relaxed);
-            tracing::info!(kind = %K::kind(&()), "the watch goes on");
-        }
-        let news = match &event {
-            Event::Apply(o) | Event::Delete(o) => change(o),
-            // What a new list leaves out has vanished without a word.
-            Event::InitDone => Some(Change::Everything),
-            Event::InitApply(o) => {
-                let _ = change(o);
-                None
-            }
-            Event::Init => None,
-        };
-        writer.apply_watcher_event(&event);
-        if let Some(news) = news {
-            tell(&to, &news);
-        }
-    }
-    tracing::error!(kind = %K::kind(&()), "a watch ended");
-}
-
-/// Changes the heartbeat object, for ever. A failure is no news here: the freshness tells.
-async fn beat(client: Client, namespace: String) {
-    let api: Api<ConfigMap> = Api::namespaced(client, &namespace);
-    let params = PatchParams::apply("remit-heartbeat").force();
-    let mut ticks = tokio::time::interval(HEARTBEAT_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let body = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": HEARTBEAT, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
-            "data": {"at": jiff::Timestamp::now().to_string()},
-        });
-        if let Err(error) = call("the heartbeat", api.patch(HEARTBEAT, &params, &Patch::Apply(body))).await {
-            tracing::debug!(%error, "the heartbeat could not be written");
-        }
     }
 }

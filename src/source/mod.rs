@@ -6,6 +6,8 @@ pub mod compile;
 pub mod directory;
 pub mod feed;
 pub mod folder;
+mod follow;
+mod heartbeat;
 pub mod index;
 pub mod judge;
 pub mod kubernetes;

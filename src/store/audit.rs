@@ -50,6 +50,9 @@ pub struct AuditStatements {
     /// Its tombstones, oldest first.
     #[serde(default)]
     pub tombstones: Vec<Envelope>,
+    /// Record after which this copy of the chain begins, and its hash: of a replica's journal, what PostgreSQL has is taken away.
+    #[serde(skip)]
+    pub begins_after: Option<(u64, Hash)>,
 }
 
 /// Something that is wrong.
@@ -94,6 +97,9 @@ pub struct Report {
     pub writer: String,
     /// Whether nothing is wrong.
     pub ok: bool,
+    /// Record after which this copy of the chain begins; what was before it has to be verified in PostgreSQL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins_after: Option<u64>,
     /// Rows that were read.
     pub records: u64,
     /// Sequence number of the first.
@@ -145,6 +151,7 @@ pub struct Verifier {
     at: (u64, Hash),
     anchors: BTreeMap<u64, Vec<Anchor>>,
     tombstones: BTreeMap<u64, Covered>,
+    begins_after: Option<(u64, Hash)>,
     /// The most tombstones that an anchor counted.
     tombstones_counted: u64,
 }
@@ -152,12 +159,18 @@ pub struct Verifier {
 impl Verifier {
     /// Reads what is said of the chain; what can't be read or verified is a finding.
     pub fn new(said: &AuditStatements, key: Option<&VerifyingKey>) -> Self {
-        let report = Report { writer: said.writer.clone(), signatures_verified: key.is_some(), ..Default::default() };
+        let report = Report {
+            writer: said.writer.clone(),
+            begins_after: said.begins_after.map(|(seq, _)| seq),
+            signatures_verified: key.is_some(),
+            ..Default::default()
+        };
         let mut it = Self {
             report,
-            at: (0, chain::genesis(&said.writer)),
+            at: said.begins_after.unwrap_or_else(|| (0, chain::genesis(&said.writer))),
             anchors: BTreeMap::new(),
             tombstones: BTreeMap::new(),
+            begins_after: said.begins_after,
             tombstones_counted: 0,
         };
         for (i, envelope) in said.anchors.iter().enumerate() {
@@ -297,6 +310,8 @@ impl Verifier {
             for anchor in anchors {
                 if seq == 0 {
                     self.anchored(&anchor, &hex(&chain::genesis(&self.report.writer)));
+                } else if let Some((_, hash)) = self.begins_after.filter(|(begins, _)| *begins == seq) {
+                    self.anchored(&anchor, &hex(&hash));
                 } else if seq > last {
                     let what = format!(
                         "the anchor signed at {} covers {seq} records, but the chain ends at {last}: its end was cut",
@@ -314,7 +329,9 @@ impl Verifier {
         }
         for (number, covered) in std::mem::take(&mut self.tombstones) {
             let Covered { tombstone: t, digest, rows } = covered;
-            if rows != t.rows || digest.finish() != t.rows_digest {
+            // Of a copy that begins later some of its rows are not here.
+            let whole = self.begins_after.is_none_or(|(begins, _)| t.from_seq > begins);
+            if whole && (rows != t.rows || digest.finish() != t.rows_digest) {
                 let what = format!(
                     "tombstone {number} was signed for {} other records than the {rows} that refer to it",
                     t.rows
@@ -371,7 +388,7 @@ mod tests {
             .collect();
         let anchor = Anchor::new("w", n, &hash, n, 0, Timestamp::UNIX_EPOCH);
         let anchors = vec![statement::sign(&anchor, &key()).unwrap()];
-        (rows, AuditStatements { writer: "w".into(), anchors, tombstones: vec![] })
+        (rows, AuditStatements { writer: "w".into(), anchors, tombstones: vec![], begins_after: None })
     }
 
     fn check(rows: Vec<AuditRow>, said: &AuditStatements) -> Report {

@@ -25,6 +25,7 @@ pub async fn verify<S: Store>(store: &S, key: Option<&VerifyingKey>) -> Report {
         anchors: store.audit_anchors(&writer).await.unwrap(),
         tombstones: store.audit_tombstones(&writer).await.unwrap(),
         writer,
+        begins_after: None,
     };
     let writer = said.writer.clone();
     let mut verifier = audit::Verifier::new(&said, key);

@@ -23,6 +23,8 @@ mod filter;
 mod history;
 mod postgres;
 mod replays;
+mod replicated;
+mod shipping;
 mod sink;
 mod sqlite;
 mod statement;
@@ -36,12 +38,15 @@ pub use chain::{Columns, RolloutColumns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
+pub use replicated::ReplicatedStore;
+pub use shipping::{Shipping, ShippingOptions};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
     ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,
 };
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
+use self::sqlite::outbox::{Numbered, Outgoing};
 use crate::api::Envelope;
 use crate::gate::{CallOutcome, DecisionRecord};
 
@@ -58,6 +63,9 @@ pub enum StoreError {
     /// The tenant's share of the queue, or the whole of it, is full. Allows are refused: `audit_unavailable`.
     #[error("the journal's queue is full")]
     Full,
+    /// Too much waits to be shipped, or the place it is shipped to says other things. Allows are refused: `audit_unavailable`.
+    #[error("the journal takes no allows: {0}")]
+    Behind(String),
     /// The writer has stopped: disk full, file gone, or shutting down.
     #[error("the journal is closed: {0}")]
     Closed(String),

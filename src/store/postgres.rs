@@ -14,9 +14,11 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use tokio::sync::Mutex;
 
+mod arms;
 mod chains;
 mod decisions;
 mod history;
+pub(super) mod intake;
 mod ledger;
 mod migrations;
 mod replays;

@@ -16,15 +16,17 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Row, SqlSafeStr};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinHandle;
 
 mod anchoring;
 mod arms;
+mod backlog;
 mod decisions;
 mod history;
 mod journal;
 mod ledger;
+pub(super) mod outbox;
 mod queue;
 mod reader;
 mod replays;
@@ -36,6 +38,7 @@ pub use queue::QueueLimits;
 pub use reader::ChainReader;
 
 use self::anchoring::Anchoring;
+use self::backlog::Backlog;
 use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
@@ -44,7 +47,7 @@ use super::{
     StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
-use crate::gate::DecisionRecord;
+use crate::gate::{DecisionRecord, Outcome};
 
 /// File of the database in the data directory.
 pub const DATABASE_FILE: &str = "remit.db";
@@ -91,6 +94,8 @@ pub struct SqliteOptions {
     pub sinks: Vec<Arc<dyn AnchorSink>>,
     /// How often an anchor is signed, while records come in.
     pub anchor_every: Duration,
+    /// Bytes that may wait to be shipped before allows are refused; None where nothing is shipped.
+    pub cap: Option<u64>,
 }
 
 impl Default for SqliteOptions {
@@ -101,6 +106,7 @@ impl Default for SqliteOptions {
             signing_key: None,
             sinks: Vec::new(),
             anchor_every: Duration::from_secs(10),
+            cap: None,
         }
     }
 }
@@ -112,6 +118,7 @@ pub struct SqliteStore {
     writer: Arc<str>,
     counters: Arc<JournalCounters>,
     anchoring: Arc<Anchoring>,
+    news: Arc<Notify>,
     tasks: Mutex<Option<Tasks>>,
 }
 
@@ -177,8 +184,11 @@ impl SqliteStore {
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy_with(connect.clone().create_if_missing(false).pragma("query_only", "ON"));
 
-        let queue = Arc::new(Queue::new(options.queue));
+        let there = if options.cap.is_some() { outbox::weight(&mut conn, 0, u64::MAX).await? } else { 0 };
+        let queue = Arc::new(Queue::new(options.queue, Arc::new(Backlog::new(options.cap, there))));
+        let news = Arc::new(Notify::new());
         let counters = Arc::new(JournalCounters::default());
+        counters.head_seq.store(head.seq, Ordering::Release);
         let restart_wal = Arc::new(AtomicBool::new(false));
         let written = Arc::new(AtomicU64::new(0));
         let key = options.signing_key.as_ref().map(SigningKey::verifying_key);
@@ -198,6 +208,7 @@ impl SqliteStore {
             signing_key: options.signing_key,
             restart_wal: restart_wal.clone(),
             written: written.clone(),
+            news: news.clone(),
             lock,
         };
         let (checkpoints_go_on, stopped) = oneshot::channel();
@@ -214,7 +225,7 @@ impl SqliteStore {
             anchors: tokio::spawn(anchoring.clone().run(options.anchor_every)),
         };
         tracing::info!(writer = %writer, seq = head.seq, synchronous = ?options.synchronous, "the journal is open");
-        Ok(Arc::new(Self { queue, readers, writer, counters, anchoring, tasks: Mutex::new(Some(tasks)) }))
+        Ok(Arc::new(Self { queue, readers, writer, counters, anchoring, news, tasks: Mutex::new(Some(tasks)) }))
     }
 
     /// Id of the writer, made at the first open and kept in the database.
@@ -342,6 +353,7 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(vec![
         of(1, "init", include_str!("../../migrations/sqlite/0001_init.sql")),
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
+        of(3, "shipping", include_str!("../../migrations/sqlite/0003_shipping.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
         of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
         of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
@@ -405,8 +417,9 @@ impl Journal for SqliteStore {
         let body =
             serde_json::to_string(&record).map_err(|e| StoreError::Corrupt { what: "record", why: e.to_string() })?;
         let body_hash = body_hash(body.as_bytes());
+        let allow = record.outcome == Outcome::Allow;
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Pending { columns: Columns::from(record), body, body_hash, reply })?;
+        self.queue.push(Pending { columns: Columns::from(record), body, body_hash, allow, reply })?;
         Ok(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(queue::closed())) }))
     }
 }

@@ -37,12 +37,17 @@ impl Cluster {
         let folder = plane.attached("operator");
         let kubeconfig = folder.join("kubeconfig");
         let operator = Operator::prepare(folder, kubeconfig.clone(), arguments);
-        install_chart(&plane, operator.webhook);
+        Self::install_chart(&plane, operator.webhook);
 
         let token =
             plane.kubectl(&["create", "token", "remit", "-n", PLATFORM, "--duration=24h"]).expect("token of remit");
         std::fs::write(&kubeconfig, token_kubeconfig(&plane, &token)).expect("kubeconfig");
         operator.start();
+        Self::started(operator, plane)
+    }
+
+    /// With an operator that is ready.
+    pub(super) fn started(operator: Operator, plane: ControlPlane) -> Cluster {
         eventually_blocking("the webhook has its caBundle", || {
             let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
             match plane.kubectl(&["get", "validatingwebhookconfiguration", "remit", "-o", path])? {
@@ -55,6 +60,15 @@ impl Cluster {
             .expect("Secret remit-ca");
         let ca = String::from_utf8(STANDARD.decode(encoded).expect("base64")).expect("PEM");
         Cluster { operator, plane, ca }
+    }
+
+    /// Renders the chart for an operator on this machine and applies it, CRDs and all.
+    pub(super) fn install_chart(plane: &ControlPlane, webhook_port: u16) {
+        plane.kubectl(&["create", "namespace", PLATFORM]).expect("namespace");
+        let url = format!("webhook.url=https://127.0.0.1:{webhook_port}");
+        let chart = plane.render_chart(&["--set", "deploy=false", "--set", &url]).expect("helm template");
+        plane.kubectl_with(&["apply", "--server-side", "-f", "-"], &chart).expect("chart is accepted");
+        plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).expect("CRDs");
     }
 
     /// `https://127.0.0.1:PORT`.
@@ -189,15 +203,6 @@ impl Cluster {
         })
         .await
     }
-}
-
-/// Renders the chart for an operator on this machine and applies it, CRDs and all.
-fn install_chart(plane: &ControlPlane, webhook_port: u16) {
-    plane.kubectl(&["create", "namespace", PLATFORM]).expect("namespace");
-    let url = format!("webhook.url=https://127.0.0.1:{webhook_port}");
-    let chart = plane.render_chart(&["--set", "deploy=false", "--set", &url]).expect("helm template");
-    plane.kubectl_with(&["apply", "--server-side", "-f", "-"], &chart).expect("chart is accepted");
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).expect("CRDs");
 }
 
 /// Kubeconfig of a bearer token.

@@ -1,13 +1,14 @@
 //! A real kube-apiserver, etcd and kube-controller-manager, by hack/controlplane.
 
 use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
-use super::{file, unique};
+use super::{eventually_blocking, file, free_port, tail, unique};
 
 /// A running control plane. It ends when dropped, and with this process, however that ends.
 pub struct ControlPlane {
@@ -132,4 +133,66 @@ fn run(mut command: Command, input: &str) -> Result<(String, String), String> {
     let out = child.wait_with_output().expect("output");
     let text = |bytes| String::from_utf8_lossy(bytes).trim_end().to_owned();
     if out.status.success() { Ok((text(&out.stdout), text(&out.stderr))) } else { Err(text(&out.stderr)) }
+}
+
+/// Another kube-apiserver on the same etcd, that can be killed and started again while the first goes on: kubectl and the tests use
+/// that one, what is tried goes through this one. Its watches begin with an empty cache after each start, as after any restart.
+pub struct ApiServer {
+    command: Vec<String>,
+    port: u16,
+    log: PathBuf,
+    running: Option<Child>,
+}
+
+impl ApiServer {
+    /// Starts it with the arguments of the one that runs.
+    pub fn start(plane: &ControlPlane) -> ApiServer {
+        let parts = plane.state["components"].as_array().expect("components");
+        let pid = parts.iter().find(|c| c["name"] == "kube-apiserver").expect("kube-apiserver")["pid"].clone();
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).expect("command line of kube-apiserver");
+        let all = line.split(|b| *b == 0).filter(|a| !a.is_empty()).map(|a| String::from_utf8_lossy(a).into_owned());
+        let port = free_port();
+        let command =
+            all.map(|a| if a.starts_with("--secure-port=") { format!("--secure-port={port}") } else { a }).collect();
+        let mut server = ApiServer { command, port, log: plane.logs().join("second-apiserver.log"), running: None };
+        server.restart();
+        server
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.running.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Kills it if it runs, starts it, and waits until it listens.
+    pub fn restart(&mut self) {
+        self.kill();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).expect("log");
+        // It ends by itself when its etcd does, which ends with this process.
+        let child = Command::new(&self.command[0])
+            .args(&self.command[1..])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("log"))
+            .stderr(log)
+            .spawn()
+            .expect("kube-apiserver");
+        self.running = Some(child);
+        eventually_blocking("the second API server listens", || {
+            TcpStream::connect(self.address()).map(drop).map_err(|e| format!("{e}; {}", tail(&self.log, 5)))
+        });
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }

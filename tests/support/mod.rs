@@ -12,6 +12,8 @@ pub mod jwt;
 pub mod mcp;
 mod operator;
 pub mod peers;
+mod proxy;
+mod replicas;
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -22,9 +24,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, PLATFORM};
-pub use control_plane::ControlPlane;
+pub use control_plane::{ApiServer, ControlPlane};
 pub use http::{Answer, Http, call};
 pub use operator::Operator;
+pub use proxy::Proxy;
+pub use replicas::Replicas;
 
 /// The control plane and operator that the tests of this run share. Each test makes namespaces of its own in it.
 pub fn cluster() -> &'static Cluster {

@@ -22,6 +22,7 @@ pub struct Operator {
     data: PathBuf,
     log: PathBuf,
     arguments: Vec<String>,
+    environment: Mutex<Vec<(String, String)>>,
     running: Mutex<Option<Running>>,
 }
 
@@ -42,8 +43,20 @@ impl Operator {
             data: folder.join("data"),
             log: folder.join("operator.log"),
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            environment: Mutex::default(),
             running: Mutex::new(None),
         }
+    }
+
+    /// Environment of the starts from now on, such as `REMIT_FAULT` and `REMIT_PAUSE` (src/fault.rs).
+    pub fn set_environment(&self, variables: &[(&str, &str)]) {
+        *self.environment.lock().expect("lock") =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    }
+
+    /// Its kubeconfig: to be written before it starts.
+    pub fn kubeconfig(&self) -> &PathBuf {
+        &self.kubeconfig
     }
 
     /// Folder of the store.
@@ -73,6 +86,7 @@ impl Operator {
             .arg(&self.data)
             .args(&self.arguments)
             .env("KUBECONFIG", &self.kubeconfig)
+            .envs(self.environment.lock().expect("lock").iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
@@ -119,13 +133,47 @@ impl Operator {
         Ok((status, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned())))
     }
 
+    /// Pid of what runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.running.lock().expect("lock").as_ref().map(|running| running.operator.id())
+    }
+
+    /// Sends it a signal, `STOP` and `CONT` for a pause.
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().expect("the operator runs");
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("kill");
+        assert!(sent.success(), "kill -{name} {pid}");
+    }
+
+    /// Waits until it has ended by itself, as at a fault point. It can be started again then.
+    pub fn wait_ended(&self) {
+        eventually_blocking("remit operator ends by itself", || {
+            let mut running = self.running.lock().expect("lock");
+            match running.as_mut().map(|r| r.operator.try_wait().expect("wait")) {
+                None | Some(Some(_)) => Ok(*running = None),
+                Some(None) => Err(tail(&self.log, 5)),
+            }
+        });
+    }
+
+    /// A number of `/metrics`; None: it has none of this name, or does not answer.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics").ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Whether it says that it leads.
+    pub fn leads(&self) -> bool {
+        self.metric("remit_leader") == Some(1.0)
+    }
+
     /// Kills it as a crash would (SIGKILL).
     pub fn kill(&self) {
         if let Some(mut running) = self.running.lock().expect("lock").take() {
             // The guard first: it must never see the pid of a process that is gone.
             let _ = running.guard.kill();
             let _ = running.guard.wait();
-            let _ = running.operator.kill();
+            let _ = running.operator.kill(); // SIGKILL reaches a stopped process, too
             let _ = running.operator.wait();
         }
     }

@@ -18,3 +18,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 {{- end }}
+
+{{- /* Not empty: the store is PostgreSQL, and there may be several replicas. */}}
+{{- define "remit.replicated" -}}
+{{- if and .Values.postgres.url .Values.postgres.existingSecret.name -}}
+{{- fail "postgres.url and postgres.existingSecret.name: only one of them can say where PostgreSQL is" -}}
+{{- end -}}
+{{- if or .Values.postgres.url .Values.postgres.existingSecret.name }}true{{ end -}}
+{{- if and (not .Values.postgres.url) (not .Values.postgres.existingSecret.name) (gt (int (.Values.replicas | default 1)) 1) -}}
+{{- fail (printf "replicas: %d need a store that they share: set postgres.url or postgres.existingSecret.name" (int .Values.replicas)) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "remit.replicas" -}}
+{{ .Values.replicas | default 3 }}
+{{- end }}

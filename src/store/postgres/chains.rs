@@ -12,7 +12,7 @@ use super::decisions::fits;
 use crate::api::Envelope;
 use crate::store::chain::{Columns, Hash, hex};
 use crate::store::values::{envelope, json, signed, unsigned};
-use crate::store::{AuditRow, StoreError, Tombstone, filter, statement};
+use crate::store::{AuditRow, RolloutColumns, StoreError, Tombstone, filter, statement};
 
 /// Attempts at a tombstone that another replica's got ahead of.
 const TRIES: u32 = 3;
@@ -56,6 +56,14 @@ pub(super) fn fitting(c: &Columns) -> Columns {
         session: option(&c.session),
         action: fits(&c.action).into_owned(),
         outcome: fits(&c.outcome).into_owned(),
+        rollout: c.rollout.as_ref().map(|r| RolloutColumns {
+            tenant_uid: fits(&r.tenant_uid).into_owned(),
+            revision: r.revision,
+            arm: fits(&r.arm).into_owned(),
+            subject: fits(&r.subject).into_owned(),
+            result: r.result.clone(),
+            latency: r.latency,
+        }),
     }
 }
 
@@ -96,6 +104,7 @@ fn audit_row(row: &PgRow) -> Result<AuditRow, StoreError> {
             session: text("session")?,
             action: text("action")?.unwrap_or_default(),
             outcome: text("outcome")?.unwrap_or_default(),
+            rollout: rollout(row)?,
         }),
         None => None,
     };
@@ -118,6 +127,24 @@ fn audit_row(row: &PgRow) -> Result<AuditRow, StoreError> {
         body_hash: row.try_get::<Option<&[u8]>, _>("body_hash")?.map(hex),
         tombstone: row.try_get::<Option<i64>, _>("tombstone")?.map(|n| unsigned("tombstone", n)).transpose()?,
     })
+}
+
+/// None only where none of the columns is there.
+fn rollout(row: &PgRow) -> Result<Option<RolloutColumns>, StoreError> {
+    let text = |name| row.try_get::<Option<String>, _>(name);
+    let (arm, subject, result) = (text("arm")?, text("subject")?, text("result")?);
+    let (revision, latency): (Option<i64>, Option<i64>) = (row.try_get("revision")?, row.try_get("latency")?);
+    if arm.is_none() && subject.is_none() && result.is_none() && revision.or(latency).is_none() {
+        return Ok(None);
+    }
+    Ok(Some(RolloutColumns {
+        tenant_uid: text("tenant_uid")?.unwrap_or_default(),
+        revision: revision.unwrap_or_default(),
+        arm: arm.unwrap_or_default(),
+        subject: subject.unwrap_or_default(),
+        result: result.unwrap_or_default(),
+        latency: latency.unwrap_or_default(),
+    }))
 }
 
 pub(super) async fn anchors(pool: &PgPool, writer: &str) -> Result<Vec<Envelope>, StoreError> {
@@ -172,6 +199,8 @@ pub(super) async fn retain(
             }
         }
     }
+    let sql = "SELECT remit_forget_shadows($1, $2)";
+    sqlx::query(sql).bind(fits(tenant)).bind(before.as_microsecond()).execute(pool).await?;
     Ok(done)
 }
 

@@ -23,14 +23,19 @@ const OPERATOR: &[(&str, &str)] = &[
     ("replay_runs", "SELECT, INSERT, UPDATE, DELETE"),
     ("sessions", "SELECT, INSERT, UPDATE"),
     ("settings", "SELECT"),
+    ("shadow_counts", "SELECT, INSERT"),
+    ("shadows", "SELECT, INSERT"),
     ("signer_seen", "SELECT, INSERT"),
     ("tombstones", "SELECT, INSERT"),
     ("writers", "SELECT, INSERT"),
 ];
 
 /// Functions that a login of the operator may call: they run with the owner's rights.
-const OPERATOR_FUNCTIONS: &[&str] =
-    &["remit_retain(text, bigint, text, bigint, bigint[], bytea[], text)", "remit_thin_anchors(text)"];
+const OPERATOR_FUNCTIONS: &[&str] = &[
+    "remit_forget_shadows(text, bigint)",
+    "remit_retain(text, bigint, text, bigint, bigint[], bytea[], text)",
+    "remit_thin_anchors(text)",
+];
 
 /// Tables that a reader sees its tenant's rows of.
 const READER: &[&str] = &[
@@ -44,6 +49,8 @@ const READER: &[&str] = &[
     "records",
     "replay_runs",
     "sessions",
+    "shadow_counts",
+    "shadows",
 ];
 
 /// Marks a login of the operator among the logins.

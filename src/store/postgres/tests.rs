@@ -4,7 +4,7 @@
 use super::*;
 use crate::gate::DecisionRecord;
 use crate::store::testing::postgres::fresh_database;
-use crate::store::{Columns, contract, contract_history, contract_replays};
+use crate::store::{Columns, contract, contract_arms, contract_history, contract_replays};
 
 async fn fresh() -> Arc<PostgresStore> {
     let url = fresh_database().await.parse().unwrap();
@@ -36,6 +36,11 @@ async fn writers_at_once_leave_no_gap() {
     let url: PostgresUrl = fresh_database().await.parse().unwrap();
     let open = async |writer| PostgresStore::open(PostgresOptions::new(url.clone(), writer)).await.unwrap();
     contract_history::writers_at_once_leave_no_gap(&[open("w").await, open("v").await]).await;
+}
+
+#[tokio::test]
+async fn shadows_are_counted_and_the_worst_named() {
+    contract_arms::shadows_are_counted_and_the_worst_named(&*fresh().await).await;
 }
 
 #[tokio::test]

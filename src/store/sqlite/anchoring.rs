@@ -4,7 +4,7 @@
 //! database was cut, rewritten or put back from a backup.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
@@ -24,6 +24,8 @@ struct Sink {
     sink: Arc<dyn AnchorSink>,
     /// Whether what it held at the start was found in the chain: from then on it only gets what this writer signed.
     agrees: AtomicBool,
+    /// Record that the anchor goes up to which it was given last by this process.
+    holds: AtomicU64,
 }
 
 pub(super) struct Anchoring {
@@ -44,7 +46,10 @@ impl Anchoring {
         key: Option<VerifyingKey>,
         sinks: Vec<Arc<dyn AnchorSink>>,
     ) -> Self {
-        let sinks = sinks.into_iter().map(|sink| Sink { sink, agrees: AtomicBool::new(false) }).collect();
+        let sinks = sinks
+            .into_iter()
+            .map(|sink| Sink { sink, agrees: AtomicBool::new(false), holds: AtomicU64::new(0) })
+            .collect();
         Self { queue, readers, writer, counters, key, sinks }
     }
 
@@ -79,6 +84,7 @@ impl Anchoring {
         let mut conn = self.readers.acquire().await?;
         let Some(newest) = ledger::last_anchor(&mut conn).await? else { return Ok(()) };
         drop(conn);
+        let upto = statement::open::<Anchor>(&newest, None).map_or(0, |anchor| anchor.seq);
         let mut result = Ok(());
         for sink in &self.sinks {
             let publish = async {
@@ -86,7 +92,9 @@ impl Anchoring {
                     self.agrees(&*sink.sink).await?;
                     sink.agrees.store(true, Ordering::Relaxed);
                 }
-                sink.sink.publish(&self.writer, &newest).await
+                sink.sink.publish(&self.writer, &newest).await?;
+                sink.holds.store(upto, Ordering::Relaxed);
+                Ok(())
             };
             let late = |_| Err(StoreError::Closed("an anchor's sink did not answer in time".into()));
             if let Err(error) = tokio::time::timeout(WITHIN, publish).await.unwrap_or_else(late) {
@@ -94,6 +102,15 @@ impl Anchoring {
             }
         }
         result
+    }
+
+    /// The lowest record that a sink's anchor may go up to: it and what follows must stay, for the sink is asked again at the next
+    /// start whether the chain contains what it holds.
+    pub fn witnessed(&self) -> u64 {
+        if self.key.is_none() {
+            return u64::MAX;
+        }
+        self.sinks.iter().map(|sink| sink.holds.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX)
     }
 
     /// Whether the chain contains what the sink holds.

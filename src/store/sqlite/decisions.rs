@@ -78,18 +78,29 @@ pub(super) async fn get(pool: &SqlitePool, tenant: &str, id: &str) -> Result<Opt
     Ok(Some(StoredDecision { call: call(pool, id).await?, ..stored(&row)? }))
 }
 
+/// Reports of calls, as many as asked for.
+pub(super) async fn calls(pool: &SqlitePool, limit: u32) -> Result<Vec<(String, CallReport)>, StoreError> {
+    let sql = "SELECT outcome, duration_ms, time, decision FROM outcomes LIMIT ?";
+    let rows = sqlx::query(sql).bind(i64::from(limit)).fetch_all(pool).await?;
+    rows.iter().map(|row| Ok((row.try_get(3)?, report(row)?))).collect()
+}
+
 /// What was reported of a decision's call.
 pub(super) async fn call(pool: &SqlitePool, id: &str) -> Result<Option<CallReport>, StoreError> {
     let sql = "SELECT outcome, duration_ms, time FROM outcomes WHERE decision = ?";
-    let Some(row) = sqlx::query(sql).bind(id).fetch_optional(pool).await? else { return Ok(None) };
+    let row = sqlx::query(sql).bind(id).fetch_optional(pool).await?;
+    row.as_ref().map(report).transpose()
+}
+
+fn report(row: &SqliteRow) -> Result<CallReport, StoreError> {
     let outcome: String = row.try_get(0)?;
     let corrupt = |e: serde_json::Error| StoreError::Corrupt { what: "outcome of a call", why: e.to_string() };
     let duration: Option<i64> = row.try_get(1)?;
-    Ok(Some(CallReport {
+    Ok(CallReport {
         outcome: serde_json::from_value(outcome.into()).map_err(corrupt)?,
         duration_ms: duration.map(|ms| unsigned("duration", ms)).transpose()?,
         time: time("time of a report", row.try_get(2)?)?,
-    }))
+    })
 }
 
 fn stored(row: &SqliteRow) -> Result<StoredDecision, StoreError> {
@@ -115,7 +126,7 @@ pub(super) async fn audit_rows(
 }
 
 /// Reads a row as it is: what is wrong with it is for the verification to say.
-fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
+pub(super) fn audit_row(row: &SqliteRow) -> Result<AuditRow, StoreError> {
     let id: Option<String> = row.try_get("id")?;
     let columns = match id {
         Some(id) => Some(Columns {

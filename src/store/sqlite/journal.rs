@@ -12,9 +12,11 @@ use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Row};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
+use super::backlog::ROW;
 use super::ledger::{self, Write};
+use super::outbox;
 use super::queue::{Batch, Job, Pending, Queue};
 use crate::api::Envelope;
 use crate::store::chain::{self, Hash};
@@ -57,8 +59,12 @@ pub(super) struct Head {
 
 /// Reads where the chain stands.
 pub(super) async fn read_head(conn: &mut SqliteConnection, writer: &str) -> Result<Head, StoreError> {
-    let row = sqlx::query("SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1").fetch_optional(conn).await?;
-    let Some(row) = row else { return Ok(Head { seq: 0, hash: chain::genesis(writer) }) };
+    let row = sqlx::query("SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1").fetch_optional(&mut *conn).await?;
+    let Some(row) = row else {
+        let taken_away = outbox::begins_after(conn).await?;
+        let (seq, hash) = taken_away.unwrap_or_else(|| (0, chain::genesis(writer)));
+        return Ok(Head { seq, hash });
+    };
     let bytes: Vec<u8> = row.try_get(1)?;
     let hash = Hash::try_from(bytes.as_slice()).map_err(|_| StoreError::Corrupt {
         what: "hash of the last record",
@@ -77,6 +83,8 @@ pub(super) struct Writer {
     pub restart_wal: Arc<AtomicBool>,
     /// Bytes written since the last checkpoint, about.
     pub written: Arc<AtomicU64>,
+    /// Told of each commit.
+    pub news: Arc<Notify>,
     /// Held as long as anything may be written.
     pub lock: Arc<std::fs::File>,
 }
@@ -93,7 +101,6 @@ impl Writer {
         let mut open = Some(Open { conn, head });
         let mut tried = Instant::now();
         self.counters.healthy.store(1, Ordering::Relaxed);
-        self.counters.head_seq.store(head.seq, Ordering::Relaxed);
         while let Some(batch) = self.queue.take().await {
             if open.is_none() && tried.elapsed() >= REOPEN_AFTER {
                 tried = Instant::now();
@@ -152,6 +159,7 @@ impl Writer {
         let mut lengths = Vec::with_capacity(chunks.capacity());
         // At least a page each of the table and its indexes, whatever the record's size.
         let mut bytes = 4 * 4096;
+        let mut entered = 0;
         let mut failed = None;
         for (i, record) in records.into_iter().enumerate() {
             if i % ROWS == 0 {
@@ -160,11 +168,12 @@ impl Writer {
                 chunks.push(arguments);
                 lengths.push(0);
             }
-            let Pending { columns: c, body, body_hash, reply } = record;
+            let Pending { columns: c, body, body_hash, reply, allow: _ } = record;
             waiting.push(reply);
             head.seq += 1;
             head.hash = chain::link(&head.hash, head.seq, &body_hash);
             bytes += body.len() + 256;
+            entered += body.len() as u64 + ROW;
             if let (Some(arguments), Some(length)) = (chunks.last_mut(), lengths.last_mut()) {
                 *length += 1;
                 let bound = ledger::signed("seq", head.seq).and_then(|seq| {
@@ -190,6 +199,7 @@ impl Writer {
             return result;
         }
         open.head = head;
+        self.queue.backlog().enter(entered);
         for (seq, reply) in (first..).zip(waiting) {
             let _ = reply.send(Ok(Committed { seq }));
         }
@@ -198,7 +208,8 @@ impl Writer {
         }
         let counters = &self.counters;
         counters.healthy.store(1, Ordering::Relaxed);
-        counters.head_seq.store(head.seq, Ordering::Relaxed);
+        counters.head_seq.store(head.seq, Ordering::Release);
+        self.news.notify_one();
         counters.committed.fetch_add(head.seq + 1 - first, Ordering::Relaxed);
         counters.commits.fetch_add(1, Ordering::Relaxed);
         counters

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
+use super::outbox;
 use crate::api::Envelope;
 use crate::store::chain::Hash;
 use crate::store::sqlite::history;
@@ -38,6 +39,10 @@ pub(super) enum Write {
     },
     Signer(String),
     Call(String, CallReport),
+    /// Forgets reports of calls that are elsewhere.
+    ForgetCalls(Vec<String>),
+    /// Takes rows up to this one away, which are elsewhere.
+    Prune(u64),
     Shadows(Vec<ShadowRow>),
     Replay(Box<ReplayWrite>),
     ParseBegins(String),
@@ -87,6 +92,15 @@ pub(super) async fn apply(
             let insert = sqlx::query(sql).bind(decision).bind(report.outcome.as_str()).bind(duration);
             Ok(insert.bind(report.time.as_microsecond()).execute(conn).await?.rows_affected())
         }
+        Write::ForgetCalls(decisions) => {
+            let mut done = 0;
+            for decision in decisions {
+                let delete = sqlx::query("DELETE FROM outcomes WHERE decision = ?").bind(decision);
+                done += delete.execute(&mut *conn).await?.rows_affected();
+            }
+            Ok(done)
+        }
+        Write::Prune(upto) => outbox::prune(conn, upto).await,
         Write::Shadows(rows) => super::arms::save(conn, rows).await,
         Write::Replay(write) => replays::apply(conn, *write).await,
         Write::ParseBegins(digest) => {

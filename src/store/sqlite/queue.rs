@@ -2,10 +2,11 @@
 //! journal from the others. Never waits, never drops what it has taken.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
+use super::backlog::Backlog;
 use super::ledger::Write;
 use crate::store::chain::{Columns, Hash};
 use crate::store::{Committed, StoreError};
@@ -15,6 +16,7 @@ pub(super) struct Pending {
     pub columns: Columns,
     pub body: String,
     pub body_hash: Hash,
+    pub allow: bool,
     pub reply: oneshot::Sender<Result<Committed, StoreError>>,
 }
 
@@ -73,11 +75,16 @@ pub(super) struct Queue {
     state: Mutex<State>,
     arrived: Notify,
     limits: QueueLimits,
+    backlog: Arc<Backlog>,
 }
 
 impl Queue {
-    pub fn new(limits: QueueLimits) -> Self {
-        Self { state: Mutex::default(), arrived: Notify::new(), limits }
+    pub fn new(limits: QueueLimits, backlog: Arc<Backlog>) -> Self {
+        Self { state: Mutex::default(), arrived: Notify::new(), limits, backlog }
+    }
+
+    pub fn backlog(&self) -> &Backlog {
+        &self.backlog
     }
 
     /// The state is valid after each statement that changes it, so a panic elsewhere does not spoil it.
@@ -87,6 +94,7 @@ impl Queue {
 
     pub fn push(&self, record: Pending) -> Result<(), StoreError> {
         let bytes = record.body.len();
+        self.backlog.admits(record.allow)?;
         {
             let mut state = self.lock();
             if state.closed {
@@ -178,6 +186,7 @@ mod tests {
             columns: Columns::from(record),
             body: "0123456789".into(),
             body_hash: [0; 32],
+            allow: true,
             reply: oneshot::channel().0,
         }
     }
@@ -188,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_noisy_tenant_leaves_room_for_others() {
-        let queue = Queue::new(QueueLimits { records: 8, bytes: 1 << 20 });
+        let queue = Queue::new(QueueLimits { records: 8, bytes: 1 << 20 }, Arc::default());
         let taken = (0..10).filter(|_| !refused(&queue, "noisy")).count();
         assert_eq!(taken, 4, "half of the queue");
         assert!(!refused(&queue, "quiet"));
@@ -198,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_whole_is_bounded_too() {
-        let queue = Queue::new(QueueLimits { records: 3, bytes: 1 << 20 });
+        let queue = Queue::new(QueueLimits { records: 3, bytes: 1 << 20 }, Arc::default());
         for tenant in ["a", "b", "c"] {
             assert!(!refused(&queue, tenant));
         }
@@ -207,18 +216,37 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_are_bounded_and_one_large_record_passes() {
-        let queue = Queue::new(QueueLimits { records: 100, bytes: 40 });
+        let queue = Queue::new(QueueLimits { records: 100, bytes: 40 }, Arc::default());
         assert!(!refused(&queue, "a"));
         assert!(!refused(&queue, "a"));
         assert!(refused(&queue, "a"), "20 of 40 bytes are its share");
-        let queue = Queue::new(QueueLimits { records: 100, bytes: 1 });
+        let queue = Queue::new(QueueLimits { records: 100, bytes: 1 }, Arc::default());
         assert!(!refused(&queue, "a"), "alone, any size");
         assert!(refused(&queue, "b"));
     }
 
     #[tokio::test]
+    async fn at_the_cap_allows_are_refused_and_denies_a_little_later() {
+        let backlog = Arc::new(Backlog::new(Some(800), 0));
+        let queue = Queue::new(QueueLimits::default(), backlog.clone());
+        let push = |allow| queue.push(Pending { allow, ..pending("a") }).is_ok();
+        backlog.enter(799);
+        assert!(push(true));
+        backlog.enter(1);
+        assert!(!push(true) && push(false));
+        backlog.enter(100);
+        assert!(!push(false), "the disk is not endless");
+        backlog.leave(200);
+        assert!(push(true), "there is room again");
+        backlog.hold(Some("another chain".into()));
+        assert!(!push(true) && push(false));
+        backlog.hold(None);
+        assert!(push(true));
+    }
+
+    #[tokio::test]
     async fn closing_lets_out_what_waits() {
-        let queue = Queue::new(QueueLimits::default());
+        let queue = Queue::new(QueueLimits::default(), Arc::default());
         queue.push(pending("a")).unwrap();
         queue.close();
         assert!(matches!(queue.push(pending("a")), Err(StoreError::Closed(_))));

@@ -7,6 +7,8 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::decisions;
 use super::ledger;
+use super::outbox;
+use crate::store::chain::Hash;
 use crate::store::{AuditRow, AuditStatements, StoreError};
 
 /// A database file, as it was at one instant.
@@ -42,7 +44,15 @@ impl ChainReader {
             writer: sqlx::query_scalar("SELECT id FROM writer").fetch_one(&mut self.conn).await?,
             anchors: ledger::anchors(&mut self.conn).await?,
             tombstones: ledger::tombstones(&mut self.conn).await?,
+            begins_after: self.begins_after().await?,
         })
+    }
+
+    /// The file may be of a version that knew no shipping.
+    async fn begins_after(&mut self) -> Result<Option<(u64, Hash)>, StoreError> {
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'begins_after'";
+        let known: i64 = sqlx::query_scalar(sql).fetch_one(&mut self.conn).await?;
+        if known == 0 { Ok(None) } else { outbox::begins_after(&mut self.conn).await }
     }
 
     /// Rows of the chain after `after`, in order, at most `limit`.

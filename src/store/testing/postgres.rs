@@ -16,6 +16,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 /// The unprivileged user that runs the server where the tests run as root: initdb refuses root.
 const USERS: [&str; 2] = ["postgres", "nobody"];
+/// Ends the server once this process is gone, and removes its folder: nobody else does.
+const GUARD: &str =
+    r#"cat >/dev/null; kill -QUIT "$1" 2>/dev/null; while kill -0 "$1" 2>/dev/null; do sleep 0.1; done; rm -rf "$2""#;
 /// What says that no server can be started.
 const MISSING: &str = "no PostgreSQL is installed: initdb and postgres were found neither on the PATH nor below /usr/lib/postgresql. \
                        On Debian: apt-get install postgresql-15. Or set REMIT_TEST_POSTGRES_URL to a running server";
@@ -65,7 +68,6 @@ impl Server {
         for setting in [
             "listen_addresses=",
             "fsync=off",
-            "synchronous_commit=off",
             "full_page_writes=off",
             "shared_buffers=32MB",
             "max_connections=300",
@@ -75,7 +77,7 @@ impl Server {
         }
         let postgres = command.stdout(log.try_clone().expect("log")).stderr(log).spawn().expect("postgres");
         let guard = Command::new("sh")
-            .args(["-c", r#"cat >/dev/null; kill -QUIT "$1" 2>/dev/null"#, "guard", &postgres.id().to_string()])
+            .args(["-c", GUARD, "guard", &postgres.id().to_string(), &folder])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

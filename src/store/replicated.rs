@@ -1,0 +1,251 @@
+//! One replica's view of a store that several share: its own SQLite journal, which is the commit point, and PostgreSQL for everything
+//! else. The journal is shipped there in the background.
+//!
+//! A reader sees what this replica has answered: a listing waits for the shipping of what was committed before it, as long as that
+//! does not take long.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+
+use super::shipping::{Shipper, Shipping, ShippingOptions};
+use super::{
+    AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, PostgresStore, SessionRow, SqliteStore,
+    Store, StoreError, StoreFuture, StoredDecision,
+};
+use crate::api::Envelope;
+use crate::gate::DecisionRecord;
+
+/// How long a reader waits for what this replica has not shipped yet.
+const READ_OWN: Duration = Duration::from_secs(2);
+/// How long a stop waits for the same.
+const LAST: Duration = Duration::from_secs(10);
+
+/// Journal and store of one of several replicas.
+pub struct ReplicatedStore {
+    journal: Arc<SqliteStore>,
+    postgres: Arc<PostgresStore>,
+    shipping: Arc<Shipping>,
+    task: Mutex<Option<Task>>,
+}
+
+struct Task {
+    stop: watch::Sender<bool>,
+    shipper: JoinHandle<()>,
+}
+
+impl ReplicatedStore {
+    /// Begins to ship.
+    pub fn start(journal: Arc<SqliteStore>, postgres: Arc<PostgresStore>, options: ShippingOptions) -> Arc<Self> {
+        let shipping = Arc::new(Shipping::default());
+        let (stop, stopped) = watch::channel(false);
+        let shipper = Shipper::new(journal.clone(), postgres.clone(), shipping.clone(), options);
+        let task = Task { stop, shipper: tokio::spawn(shipper.run(stopped)) };
+        Arc::new(Self { journal, postgres, shipping, task: Mutex::new(Some(task)) })
+    }
+
+    /// Where shipping stands.
+    pub fn shipping(&self) -> &Arc<Shipping> {
+        &self.shipping
+    }
+
+    /// This replica's journal.
+    pub fn journal(&self) -> &Arc<SqliteStore> {
+        &self.journal
+    }
+
+    /// What all replicas share.
+    pub fn postgres(&self) -> &Arc<PostgresStore> {
+        &self.postgres
+    }
+
+    /// Signs the last anchor, ships what is left while PostgreSQL takes it, and closes both. What is not shipped stays in the journal.
+    pub async fn close(&self) {
+        let Some(Task { stop, shipper }) = self.task.lock().await.take() else { return };
+        if let Err(error) = self.journal.anchor_now().await {
+            tracing::warn!(%error, "the last anchor could not be signed and published");
+        }
+        let head = self.journal.head_seq();
+        if !self.shipping.reaches(head, LAST).await {
+            let left = head.saturating_sub(self.shipping.shipped());
+            tracing::warn!(left, "records stay in the journal: PostgreSQL did not take them in time");
+        }
+        let _ = stop.send(true);
+        let _ = tokio::time::timeout(LAST, shipper).await;
+        self.journal.close().await;
+        self.postgres.close().await;
+    }
+
+    /// Waits until what this replica had committed is where everybody reads.
+    async fn own_is_there(&self) {
+        let head = self.journal.head_seq();
+        if self.shipping.shipped() < head && self.shipping.reachable.load(Ordering::Relaxed) {
+            self.shipping.reaches(head, READ_OWN).await;
+        }
+    }
+}
+
+impl Drop for ReplicatedStore {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get_mut().take() {
+            task.shipper.abort();
+        }
+    }
+}
+
+impl Journal for ReplicatedStore {
+    fn append(&self, record: DecisionRecord) -> Result<StoreFuture<'static, Committed>, StoreError> {
+        self.journal.append(record)
+    }
+}
+
+impl Store for ReplicatedStore {
+    fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>> {
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.decisions(tenant, filter).await
+        })
+    }
+
+    /// The replica that has just answered knows its decisions also while PostgreSQL is away.
+    fn decision<'a>(&'a self, tenant: &'a str, id: &'a str) -> StoreFuture<'a, Option<StoredDecision>> {
+        Box::pin(async move {
+            if !self.shipping.reachable.load(Ordering::Relaxed)
+                && let Some(own) = self.journal.own_decision(tenant, id).await?
+            {
+                return Ok(Some(own));
+            }
+            self.own_is_there().await;
+            let found = self.postgres.decision(tenant, id).await;
+            match found {
+                Err(error) => self.journal.own_decision(tenant, id).await?.map(Some).ok_or(error),
+                found => found,
+            }
+        })
+    }
+
+    /// Kept in the journal first, and shipped. While PostgreSQL is away, what another replica has been told is not known.
+    fn report_call<'a>(&'a self, decision: &'a str, report: &'a CallReport) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            if self.shipping.reachable.load(Ordering::Relaxed)
+                && let Ok(same) = self.postgres.report_call(decision, report).await
+            {
+                return Ok(same);
+            }
+            let kept = self.journal.keep_report(decision, report).await?;
+            Ok(kept.is_some_and(|k| (k.outcome, k.duration_ms) == (report.outcome, report.duration_ms)))
+        })
+    }
+
+    fn live_sessions(&self) -> StoreFuture<'_, Vec<SessionRow>> {
+        self.postgres.live_sessions()
+    }
+
+    fn save_sessions<'a>(&'a self, sessions: &'a [SessionRow]) -> StoreFuture<'a, ()> {
+        self.postgres.save_sessions(sessions)
+    }
+
+    fn session<'a>(&'a self, id: &'a str) -> StoreFuture<'a, Option<SessionRow>> {
+        self.postgres.session(id)
+    }
+
+    fn end_silent<'a>(
+        &'a self,
+        silent: &'a [(SessionRow, Timestamp)],
+        now: Timestamp,
+    ) -> StoreFuture<'a, Vec<SessionRow>> {
+        self.postgres.end_silent(silent, now)
+    }
+
+    fn shared(&self) -> bool {
+        true
+    }
+
+    fn changed_sessions<'a>(&'a self, since: Option<&'a str>) -> StoreFuture<'a, (Vec<SessionRow>, String)> {
+        self.postgres.changed_sessions(since)
+    }
+
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()> {
+        self.postgres.put_in_force(row)
+    }
+
+    fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>> {
+        self.postgres.in_force(tenant_uid)
+    }
+
+    fn high_water<'a>(&'a self, tenant_uid: &'a str, package: &'a str) -> StoreFuture<'a, Option<(String, String)>> {
+        self.postgres.high_water(tenant_uid, package)
+    }
+
+    fn signer_seen<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, bool> {
+        self.postgres.signer_seen(tenant_uid)
+    }
+
+    fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()> {
+        self.postgres.remember_signer(tenant_uid)
+    }
+
+    /// What ended parsers of this process, and of the others as far as shipping has heard: loading a package waits for no database.
+    fn quarantined(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async move {
+            let mut all = self.journal.own_quarantine().await?;
+            all.extend(self.shipping.quarantined());
+            all.sort();
+            all.dedup();
+            Ok(all)
+        })
+    }
+
+    fn parse_begins<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()> {
+        self.journal.parse_begins(digest)
+    }
+
+    fn parse_ended<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()> {
+        self.journal.parse_ended(digest)
+    }
+
+    fn recorded_tenants(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.recorded_tenants().await
+        })
+    }
+
+    fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64> {
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.retain(tenant, before, batch).await
+        })
+    }
+
+    fn audit_rows<'a>(&'a self, writer: &'a str, after: u64, limit: u32) -> StoreFuture<'a, Vec<AuditRow>> {
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.audit_rows(writer, after, limit).await
+        })
+    }
+
+    fn audit_writer(&self) -> String {
+        self.journal.writer().to_owned()
+    }
+
+    fn audit_writers(&self) -> StoreFuture<'_, Vec<String>> {
+        self.postgres.audit_writers()
+    }
+
+    fn audit_anchors<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
+        self.postgres.audit_anchors(writer)
+    }
+
+    fn audit_tombstones<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
+        self.postgres.audit_tombstones(writer)
+    }
+}
+
+#[cfg(test)]
+#[path = "replicated_tests.rs"]
+mod tests;
