@@ -34,6 +34,7 @@ use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
+use crate::controllers::preflight::NoEvidence;
 use crate::controllers::replay_runs::ReplayRunner;
 use crate::controllers::{self, Context};
 use crate::gate::{Snapshot, arms_key};
@@ -168,6 +169,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
+        rollout: controllers::tenant_rollout::Rollout::new(sqlite.clone(), sqlite.clone(), Arc::new(NoEvidence)),
         issuers: issuers.clone(),
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
@@ -241,7 +243,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     // The lease goes at once, so that nobody waits for a leader while this replica still answers.
     let reconciling = tokio::spawn(reconciling.stop(LAST_PASSES));
     if ended.is_none() {
-        drain(args.drain, &mut term, &mut int).await;
+        drain(args.drain_seconds, &mut term, &mut int).await;
     }
     servers.stop().await;
     let _ = stop.send(true);

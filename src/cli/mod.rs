@@ -17,8 +17,11 @@ pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
+mod policy;
 mod prospects;
 mod prove;
+mod replay;
+mod rollout;
 mod serve;
 mod suggest;
 mod terminal;
@@ -46,6 +49,8 @@ enum Command {
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
+    Policy(policy::PolicyArgs),
+    Rollout(rollout::RolloutArgs),
     Keygen(keygen::Keygen),
     Operator(operator::Operator),
     #[command(subcommand)]
@@ -61,6 +66,7 @@ enum Command {
     Suggest(Box<suggest::Suggest>),
     Diff(Box<diff::DiffArgs>),
     Prove(Box<prove::Prove>),
+    Replay(Box<replay::ReplayArgs>),
     /// Proves one question from standard input; for Remit's own use
     #[command(hide = true, name = crate::proof::worker::COMMAND)]
     ProveWorker,
@@ -75,6 +81,8 @@ pub fn main() -> ExitCode {
         Command::Tools(args) => block_on(tools::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
+        Command::Policy(args) => block_on(policy::run(args)),
+        Command::Rollout(args) => block_on(rollout::run(args)),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(args),
         Command::Hook(command) => hook::run(&command),
@@ -89,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Diff(args) => block_on(diff::run(*args)),
         Command::Prove(args) => block_on(prove::run(*args)),
+        Command::Replay(args) => block_on(replay::run(*args)),
         Command::ProveWorker => prove::worker(),
         Command::Generate(args) => generate::run(&args),
     }

@@ -36,6 +36,7 @@ pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>, election: &Arc<Tal
         election: election.clone(),
         pulse: pulse.clone(),
     }));
+    registry.register_collector(Box::new(ctx.rollout.numbers.collector(ctx.objects.clone())));
     registry
 }
 

@@ -19,11 +19,14 @@ mod contract_arms;
 mod contract_history;
 #[cfg(test)]
 mod contract_replays;
+#[cfg(test)]
+mod contract_rollouts;
 mod filter;
 mod history;
 mod postgres;
 mod replays;
 mod replicated;
+mod rollouts;
 mod shipping;
 mod sink;
 mod sqlite;
@@ -39,6 +42,8 @@ pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollbac
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
 pub use replicated::ReplicatedStore;
+pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
+use rollouts::{rollout_json, rollout_of_json};
 pub use shipping::{Shipping, ShippingOptions};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{

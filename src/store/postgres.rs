@@ -23,6 +23,7 @@ mod ledger;
 mod migrations;
 mod replays;
 pub mod roles;
+mod rollouts;
 mod sessions;
 #[cfg(test)]
 mod tests;

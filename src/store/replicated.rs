@@ -14,11 +14,13 @@ use tokio::task::JoinHandle;
 
 use super::shipping::{Shipper, Shipping, ShippingOptions};
 use super::{
-    AuditRow, CallReport, Committed, DecisionFilter, InForceRow, Journal, Page, PostgresStore, SessionRow, SqliteStore,
+    Arms, Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, Place,
+    PolicyVersion, PostgresStore, ReplayRow, ReplayRun, Replays, RunStep, Selected, SessionRow, ShadowRow, SqliteStore,
     Store, StoreError, StoreFuture, StoredDecision,
 };
-use crate::api::Envelope;
+use crate::api::{Envelope, ReplaySelection, ReplayState};
 use crate::gate::DecisionRecord;
+use crate::lifecycle::evidence::Window;
 
 /// How long a reader waits for what this replica has not shipped yet.
 const READ_OWN: Duration = Duration::from_secs(2);
@@ -103,6 +105,88 @@ impl Journal for ReplicatedStore {
     }
 }
 
+impl Replays for ReplicatedStore {
+    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
+        self.postgres.add_run(run)
+    }
+
+    fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {
+        self.postgres.run(tenant_uid, id)
+    }
+
+    fn newest_run<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        key: &'a str,
+        state: Option<ReplayState>,
+    ) -> StoreFuture<'a, Option<ReplayRun>> {
+        self.postgres.newest_run(tenant_uid, key, state)
+    }
+
+    fn open_runs(&self) -> StoreFuture<'_, Vec<ReplayRun>> {
+        self.postgres.open_runs()
+    }
+
+    fn step_run<'a>(&'a self, id: &'a str, step: &'a RunStep) -> StoreFuture<'a, bool> {
+        self.postgres.step_run(id, step)
+    }
+
+    fn forget_runs(&self, before: Timestamp) -> StoreFuture<'_, u64> {
+        self.postgres.forget_runs(before)
+    }
+
+    fn selected<'a>(&'a self, tenant: &'a str, selection: &'a ReplaySelection) -> StoreFuture<'a, Selected> {
+        self.postgres.selected(tenant, selection)
+    }
+
+    fn replay_page<'a>(
+        &'a self,
+        tenant: &'a str,
+        selection: &'a ReplaySelection,
+        after: Option<&'a Place>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<ReplayRow>> {
+        self.postgres.replay_page(tenant, selection, after, limit)
+    }
+}
+
+impl History for ReplicatedStore {
+    fn note_applied<'a>(
+        &'a self,
+        tenant: &'a str,
+        digest: &'a str,
+        username: &'a str,
+        at: Timestamp,
+    ) -> StoreFuture<'a, ()> {
+        self.postgres.note_applied(tenant, digest, username, at)
+    }
+
+    fn policies<'a>(&'a self, tenant_uid: &'a str, package: Option<&'a str>) -> StoreFuture<'a, Vec<PolicyVersion>> {
+        self.postgres.policies(tenant_uid, package)
+    }
+
+    fn versions<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        package: &'a str,
+        policy: &'a str,
+        before: Option<u64>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<PolicyVersion>> {
+        self.postgres.versions(tenant_uid, package, policy, before, limit)
+    }
+
+    fn version<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        package: &'a str,
+        policy: &'a str,
+        version: u64,
+    ) -> StoreFuture<'a, Option<PolicyVersion>> {
+        self.postgres.version(tenant_uid, package, policy, version)
+    }
+}
+
 impl Store for ReplicatedStore {
     fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>> {
         Box::pin(async move {
@@ -169,8 +253,8 @@ impl Store for ReplicatedStore {
         self.postgres.changed_sessions(since)
     }
 
-    fn put_in_force<'a>(&'a self, row: &'a InForceRow) -> StoreFuture<'a, ()> {
-        self.postgres.put_in_force(row)
+    fn put_in_force<'a>(&'a self, row: &'a InForceRow, arrival: &'a Arrival) -> StoreFuture<'a, ()> {
+        self.postgres.put_in_force(row, arrival)
     }
 
     fn in_force<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Vec<InForceRow>> {
@@ -243,6 +327,26 @@ impl Store for ReplicatedStore {
 
     fn audit_tombstones<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
         self.postgres.audit_tombstones(writer)
+    }
+}
+
+impl Arms for ReplicatedStore {
+    fn window<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        revision: i64,
+        rates_since: Timestamp,
+        drift_since: Timestamp,
+    ) -> StoreFuture<'a, Window> {
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.window(tenant_uid, revision, rates_since, drift_since).await
+        })
+    }
+
+    /// Directly: they are evidence, not records, and what is lost with PostgreSQL away is counted as not compared.
+    fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
+        self.postgres.save_shadows(rows)
     }
 }
 

@@ -11,7 +11,7 @@ use super::chains::{More, fitting};
 use super::decisions::fits;
 use crate::store::chain::Hash;
 use crate::store::values::{signed, unsigned};
-use crate::store::{CallReport, Numbered, Outgoing, StoreError};
+use crate::store::{CallReport, Columns, Numbered, Outgoing, RolloutColumns, StoreError};
 
 /// The last row of this writer, under a lock that lives as long as the transaction.
 pub(in crate::store) async fn mark(conn: &mut PgConnection, writer: &str) -> Result<Option<(u64, Hash)>, StoreError> {
@@ -38,7 +38,7 @@ pub(in crate::store) async fn enter(conn: &mut PgConnection, writer: &str) -> Re
 pub(in crate::store) async fn add(conn: &mut PgConnection, writer: &str, rows: &[Outgoing]) -> Result<(), StoreError> {
     let more: Vec<More> = rows.iter().map(|r| r.row.body.as_deref().map(More::derive).unwrap_or_default()).collect();
     let columns: Vec<_> = rows.iter().map(|r| r.row.columns.as_ref().map(fitting)).collect();
-    let text = |of: fn(&crate::store::Columns) -> Option<&str>| -> Vec<Option<String>> {
+    let text = |of: fn(&Columns) -> Option<&str>| -> Vec<Option<String>> {
         columns.iter().map(|c| c.as_ref().and_then(of).map(str::to_owned)).collect()
     };
     let whole = |i: usize, value: Option<&str>| {
@@ -51,9 +51,10 @@ pub(in crate::store) async fn add(conn: &mut PgConnection, writer: &str, rows: &
         .collect::<Result<Vec<_>, _>>()?;
     sqlx::query(
         "INSERT INTO records (writer, seq, id, time, tenant, tenant_uid, agent, delegator, session, action, outcome, would_be, \
-         hash, body_hash, tombstone, body) \
+         hash, body_hash, tombstone, body, revision, arm, subject, result, latency) \
          SELECT $1, * FROM unnest($2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[], \
-         $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::bytea[], $15::bigint[], $16::text[])",
+         $9::text[], $10::text[], $11::text[], $12::text[], $13::bytea[], $14::bytea[], $15::bigint[], $16::text[], \
+         $17::bigint[], $18::text[], $19::text[], $20::text[], $21::bigint[])",
     )
     .bind(writer)
     .bind(seqs)
@@ -71,9 +72,18 @@ pub(in crate::store) async fn add(conn: &mut PgConnection, writer: &str, rows: &
     .bind(rows.iter().map(|r| r.row.body.is_none().then(|| r.body_hash.to_vec())).collect::<Vec<_>>())
     .bind(tombstones)
     .bind(rows.iter().map(|r| r.row.body.clone()).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| rollout(c).map(|r| r.revision)).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| rollout(c).map(|r| r.arm.clone())).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| rollout(c).map(|r| r.subject.clone())).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| rollout(c).map(|r| r.result.clone())).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| rollout(c).map(|r| r.latency)).collect::<Vec<_>>())
     .execute(conn)
     .await?;
     Ok(())
+}
+
+fn rollout(columns: &Option<Columns>) -> Option<&RolloutColumns> {
+    columns.as_ref()?.rollout.as_ref()
 }
 
 /// Keeps reports of calls; of two about one call the one that came first.
