@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 document of the HTTP surface.
 
 mod explain;
+mod replays;
 
 use serde_json::{Value, json};
 
@@ -183,6 +184,7 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
         "parameters": [reference("parameters", "Tenant"), {"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}],
         "responses": responses("200", "The explanation.", "Why")
     }}));
+    replays::add(paths);
     let audit = "Needs verb `get` on `decisions.remit.dev` in the operator's namespace.";
     paths.insert("/admin/audit/records".into(), json!({"get": {
         "operationId": "auditRecords", "tags": ["Record"], "summary": "Rows of the hash chain, one JSON object a line",
@@ -312,6 +314,7 @@ fn schemas() -> Value {
     });
     if let Some(all) = schemas.as_object_mut() {
         all.extend(explain::schemas(&action, &context));
+        all.extend(replays::schemas());
     }
     schemas
 }
