@@ -8,8 +8,8 @@ use ed25519_dalek::SigningKey;
 use super::OperatorError;
 use crate::cli::operator::Operator;
 use crate::store::{
-    AnchorSink, Arms, Journal, PostgresOptions, PostgresStore, PostgresUrl, Replays, ReplicatedStore, Rollouts, ShippingOptions,
-    SqliteOptions, SqliteStore, Store, StoreError, Synchronous,
+    AnchorSink, Arms, Journal, PostgresOptions, PostgresStore, PostgresUrl, Replays, ReplicatedStore, Rollouts,
+    ShippingOptions, SqliteOptions, SqliteStore, Store, StoreError, Synchronous,
 };
 
 /// The stores of this process, by what they are for.

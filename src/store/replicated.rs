@@ -129,6 +129,26 @@ impl Journal for ReplicatedStore {
     }
 }
 
+impl Arms for ReplicatedStore {
+    fn window<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        revision: i64,
+        rates_since: Timestamp,
+        drift_since: Timestamp,
+    ) -> StoreFuture<'a, Window> {
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.window(tenant_uid, revision, rates_since, drift_since).await
+        })
+    }
+
+    /// Directly: they are evidence, not records, and what is lost with PostgreSQL away is counted as not compared.
+    fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
+        self.postgres.save_shadows(rows)
+    }
+}
+
 impl Replays for ReplicatedStore {
     fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
         self.postgres.add_run(run)
