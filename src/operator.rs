@@ -236,7 +236,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     // The lease goes at once, so that nobody waits for a leader while this replica still answers.
     let reconciling = tokio::spawn(reconciling.stop(LAST_PASSES));
     if ended.is_none() {
-        drain(args.drain, &mut term, &mut int).await;
+        drain(args.drain_seconds, &mut term, &mut int).await;
     }
     servers.stop().await;
     let _ = stop.send(true);

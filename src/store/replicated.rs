@@ -14,11 +14,12 @@ use tokio::task::JoinHandle;
 
 use super::shipping::{Shipper, Shipping, ShippingOptions};
 use super::{
-    Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, PolicyVersion,
-    PostgresStore, SessionRow, SqliteStore, Store, StoreError, StoreFuture, StoredDecision,
+    Arms, Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, PolicyVersion,
+    PostgresStore, SessionRow, ShadowRow, SqliteStore, Store, StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::Envelope;
 use crate::gate::DecisionRecord;
+use crate::lifecycle::evidence::Window;
 
 /// How long a reader waits for what this replica has not shipped yet.
 const READ_OWN: Duration = Duration::from_secs(2);
@@ -280,6 +281,26 @@ impl Store for ReplicatedStore {
 
     fn audit_tombstones<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
         self.postgres.audit_tombstones(writer)
+    }
+}
+
+impl Arms for ReplicatedStore {
+    fn window<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        revision: i64,
+        rates_since: Timestamp,
+        drift_since: Timestamp,
+    ) -> StoreFuture<'a, Window> {
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.window(tenant_uid, revision, rates_since, drift_since).await
+        })
+    }
+
+    /// Directly: they are evidence, not records, and what is lost with PostgreSQL away is counted as not compared.
+    fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
+        self.postgres.save_shadows(rows)
     }
 }
 
