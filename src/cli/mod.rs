@@ -18,8 +18,10 @@ mod output;
 mod package;
 pub mod pdp;
 mod policy;
+mod postgres;
 mod prospects;
 mod prove;
+mod replay;
 mod rollout;
 mod serve;
 mod suggest;
@@ -51,7 +53,9 @@ enum Command {
     Policy(policy::PolicyArgs),
     Rollout(rollout::RolloutArgs),
     Keygen(keygen::Keygen),
-    Operator(operator::Operator),
+    Operator(Box<operator::Operator>),
+    #[command(subcommand)]
+    Postgres(postgres::Postgres),
     #[command(subcommand)]
     Hook(hook::Hook),
     Serve(serve::Serve),
@@ -65,6 +69,7 @@ enum Command {
     Suggest(Box<suggest::Suggest>),
     Diff(Box<diff::DiffArgs>),
     Prove(Box<prove::Prove>),
+    Replay(Box<replay::ReplayArgs>),
     /// Proves one question from standard input; for Remit's own use
     #[command(hide = true, name = crate::proof::worker::COMMAND)]
     ProveWorker,
@@ -82,7 +87,8 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => block_on(policy::run(args)),
         Command::Rollout(args) => block_on(rollout::run(args)),
         Command::Keygen(args) => keygen::run(&args),
-        Command::Operator(args) => operator::run(args),
+        Command::Operator(args) => operator::run(*args),
+        Command::Postgres(command) => block_on(postgres::run(command)),
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),
@@ -95,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Diff(args) => block_on(diff::run(*args)),
         Command::Prove(args) => block_on(prove::run(*args)),
+        Command::Replay(args) => block_on(replay::run(*args)),
         Command::ProveWorker => prove::worker(),
         Command::Generate(args) => generate::run(&args),
     }

@@ -21,6 +21,7 @@ mod history;
 pub(super) mod intake;
 mod ledger;
 mod migrations;
+mod replays;
 pub mod roles;
 mod rollouts;
 mod sessions;
@@ -117,6 +118,12 @@ impl PostgresStore {
     /// The pool, for the topics that keep tables of their own here. Bound every call: `within`.
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Whether this login could change records: it owns them, or nothing holds it back.
+    pub async fn owns_records(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = to_regclass('records')";
+        within(sqlx::query_scalar(sql).fetch_one(&self.pool)).await
     }
 
     /// A connection of one's own, for what holds it for long.
