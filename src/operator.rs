@@ -12,6 +12,7 @@ mod leading;
 mod listeners;
 mod metrics;
 mod serving;
+mod storage;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -30,11 +31,12 @@ use self::election::{Election, Tally};
 use self::feed::Feed;
 use self::leading::Leading;
 use self::listeners::{Listeners, names};
+use self::storage::Storage;
 use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
-use crate::controllers::preflight::NoEvidence;
+use crate::controllers::proofs::{Proofs, WithProofs};
 use crate::controllers::replay_runs::ReplayRunner;
 use crate::controllers::{self, Context};
 use crate::gate::{Snapshot, arms_key};
@@ -50,7 +52,7 @@ use crate::source::compile::Compiler;
 use crate::source::index::Faults;
 use crate::source::kubernetes::{self, SourceError, Watching, call};
 use crate::source::past::KeptObjects;
-use crate::store::{Replays, SqliteOptions, SqliteStore, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// Time for the controllers' passes under way at stop.
 const LAST_PASSES: Duration = Duration::from_secs(10);
@@ -76,6 +78,12 @@ pub enum OperatorError {
     /// The journal.
     #[error("--data-dir {dir}: {source}")]
     Store { dir: String, source: StoreError },
+    /// PostgreSQL.
+    #[error("{0}")]
+    Postgres(String),
+    /// Its own program, which proves in a process of its own.
+    #[error("this program does not know where it is: {0}")]
+    Program(std::io::Error),
     /// Issuers.
     #[error(transparent)]
     Issuers(#[from] IssuersError),
@@ -126,14 +134,12 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let public_key = PublicKey::from_key(keys.installation.verifying_key())
         .map_err(|_| KeysError::Malformed { namespace: args.namespace.clone(), field: "installation.key" })?;
     let sink = anchors::ConfigMapSink::new(client.clone(), &args.namespace, public_key.to_pem().to_owned());
-    let options =
-        SqliteOptions { signing_key: Some(keys.installation), sinks: vec![Arc::new(sink)], ..SqliteOptions::default() };
-    let sqlite = SqliteStore::open(&args.data_dir, options).await;
-    let store_error = |source| OperatorError::Store { dir: args.data_dir.display().to_string(), source };
-    let sqlite = sqlite.map_err(store_error)?;
-    let store: Arc<dyn Store> = sqlite.clone();
-    let replays: Arc<dyn Replays> = sqlite.clone();
-    let sessions = Arc::new(Sessions::load(store.as_ref()).await.map_err(store_error)?);
+    let storage = Storage::open(&args, keys.installation, Arc::new(sink)).await?;
+    let store: Arc<dyn Store> = storage.store.clone();
+    let sessions = Sessions::load(store.as_ref()).await;
+    let sessions = sessions
+        .map_err(|source| OperatorError::Store { dir: args.data_dir.display().to_string(), source })
+        .map(Arc::new)?;
 
     let snapshot: Arc<ArcSwap<Snapshot>> = Arc::default();
     let freshness = Arc::new(Freshness::new(Instant::now()));
@@ -144,7 +150,12 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness, arms_key };
     let mut feed = Feed::start(&args, &watching, &installation, into);
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
-    let runner = ReplayRunner::new(replays.clone(), past.clone(), Some(feed.objects.clone()), args.namespace.clone());
+    let (replays, objects) = (storage.replays.clone(), feed.objects.clone());
+    let runner = ReplayRunner::new(replays.clone(), past.clone(), Some(objects), args.namespace.clone());
+    let runner = Arc::new(runner);
+
+    let proofs = Proofs::of_operator(feed.objects.clone(), args.namespace.clone()).map_err(OperatorError::Program)?;
+    let preflight = Arc::new(WithProofs::new(runner.clone(), proofs));
 
     let (office, leadership) = leadership();
     let tally = Arc::new(Tally::default());
@@ -156,7 +167,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         objects: feed.objects.clone(),
         store: store.clone(),
         replays: replays.clone(),
-        runner: Arc::new(runner),
+        runner,
         past: past.clone(),
         compiler,
         faults,
@@ -169,12 +180,12 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
-        rollout: controllers::tenant_rollout::Rollout::new(sqlite.clone(), sqlite.clone(), Arc::new(NoEvidence)),
+        rollout: controllers::tenant_rollout::Rollout::new(storage.rollouts.clone(), storage.arms.clone(), preflight),
         issuers: issuers.clone(),
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
     });
-    let registry = metrics::registry(&sqlite, &ctx, &tally, &feed.pulse);
+    let registry = metrics::registry(&storage, &ctx, &tally, &feed.pulse);
     let metrics = Arc::new(Metrics::new(registry));
     let clock = Arc::new(SystemClock);
     let reviews = KubeReviews::new(client.clone());
@@ -182,12 +193,12 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let reviews = Arc::new(reviews);
     let reviewed = ReviewedTokens::new(reviews.clone(), own.clone(), clock.clone(), metrics.clone());
     let authenticator = authenticator(issuers, own, Arc::new(reviewed), &metrics)?;
-    let shadow = Shadow::start(sqlite.clone(), metrics.clone(), keys.redaction.to_vec());
+    let shadow = Shadow::start(storage.arms.clone(), metrics.clone(), keys.redaction.to_vec());
     let shadow = Arc::new(shadow.map_err(OperatorError::Thread)?);
     let state = Arc::new(Server {
         snapshot: snapshot.clone(),
         freshness,
-        journal: sqlite.clone(),
+        journal: storage.journal.clone(),
         store: store.clone(),
         replays,
         authenticator,
@@ -251,7 +262,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     within("the certificates", LAST_PASSES, keeper).await;
     within("the sessions", LAST_PASSES, sweeper).await;
     shadow.close().await;
-    sqlite.close().await;
+    storage.close().await;
     tracing::info!("stopped");
     match ended {
         None => Ok(()),

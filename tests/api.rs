@@ -343,6 +343,10 @@ fn rollout_and_profile_are_named_default_and_in_range() {
     let kube = Kube::shared();
     let space = Space::new(&kube, "default");
     let digest = format!("sha256:{}", "a".repeat(64));
+    let stages = |percents: Value| {
+        let each = percents.as_array().unwrap().iter().map(|p| json!({"percent": p}));
+        json!({"stages": each.collect::<Vec<_>>()})
+    };
     for (kind, name, spec, reasons) in [
         ("TenantRollout", "other", json!({}), vec!["metadata.name must be 'default'"]),
         ("TenantProfile", "other", json!({}), vec!["metadata.name must be 'default'"]),
@@ -362,6 +366,34 @@ fn rollout_and_profile_are_named_default_and_in_range() {
             vec!["exactly one package"],
         ),
         ("TenantRollout", "default", json!({"package": {"name": "P_"}}), vec!["spec.package.name"]),
+        ("TenantRollout", "default", stages(json!([])), vec!["spec.stages", "at least 1"]),
+        (
+            "TenantRollout",
+            "default",
+            stages(json!([5, 0, 100])),
+            vec!["spec.stages[1].percent", "greater than or equal to 1"],
+        ),
+        (
+            "TenantRollout",
+            "default",
+            stages(json!([-5, 100])),
+            vec!["spec.stages[0].percent", "greater than or equal to 1"],
+        ),
+        (
+            "TenantRollout",
+            "default",
+            stages(json!([5, 101])),
+            vec!["spec.stages[1].percent", "less than or equal to 100"],
+        ),
+        ("TenantRollout", "default", stages(json!([5, 25, 25, 100])), vec!["stages[2].percent: must be more than"]),
+        ("TenantRollout", "default", stages(json!([25, 5, 100])), vec!["stages[1].percent: must be more than"]),
+        ("TenantRollout", "default", stages(json!([5, 25])), vec!["stages[1].percent: must be 100 in the last stage"]),
+        ("TenantRollout", "default", stages(json!([5.5, 100])), vec!["spec.stages[0].percent", "integer"]),
+        ("TenantRollout", "default", stages(json!([true, 100])), vec!["spec.stages[0].percent", "integer"]),
+        ("TenantRollout", "default", stages(json!(["5", 100])), vec!["spec.stages[0].percent", "integer"]),
+        ("TenantRollout", "default", json!({"stages": [{"minSeconds": 1}]}), vec!["spec.stages[0].percent"]),
+        ("TenantRollout", "default", json!({"budgets": {"errorPercent": 101}}), vec!["spec.budgets.errorPercent"]),
+        ("TenantRollout", "default", json!({"onInconclusive": "Hope"}), vec!["spec.onInconclusive"]),
         ("TenantProfile", "default", json!({"sessionTimeoutSeconds": 9}), vec!["spec.sessionTimeoutSeconds"]),
         ("TenantProfile", "default", json!({"sessionTimeoutSeconds": 86_401}), vec!["spec.sessionTimeoutSeconds"]),
         ("TenantProfile", "default", json!({"retentionDays": 0}), vec!["spec.retentionDays"]),
@@ -393,6 +425,8 @@ fn rollout_and_profile_are_named_default_and_in_range() {
         ("TenantRollout", json!({})),
         ("TenantRollout", json!({"package": {"name": "p", "version": "^1"}, "revisionHistoryLimit": 100})),
         ("TenantRollout", json!({"package": {"digest": digest}})),
+        ("TenantRollout", stages(json!([100]))),
+        ("TenantRollout", stages(json!([1, 2, 99, 100]))),
         ("TenantProfile", json!({"sessionTimeoutSeconds": 10, "retentionDays": 3650})),
         ("TenantProfile", json!({"enforcement": "Enforce"})),
         ("TenantProfile", json!({"enforcement": "Observe", "observeUntil": "2026-01-31T12:00:00Z"})),

@@ -18,6 +18,7 @@ mod output;
 mod package;
 pub mod pdp;
 mod policy;
+mod postgres;
 mod prospects;
 mod prove;
 mod replay;
@@ -52,7 +53,9 @@ enum Command {
     Policy(policy::PolicyArgs),
     Rollout(rollout::RolloutArgs),
     Keygen(keygen::Keygen),
-    Operator(operator::Operator),
+    Operator(Box<operator::Operator>),
+    #[command(subcommand)]
+    Postgres(postgres::Postgres),
     #[command(subcommand)]
     Hook(hook::Hook),
     Serve(serve::Serve),
@@ -84,7 +87,8 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => block_on(policy::run(args)),
         Command::Rollout(args) => block_on(rollout::run(args)),
         Command::Keygen(args) => keygen::run(&args),
-        Command::Operator(args) => operator::run(args),
+        Command::Operator(args) => operator::run(*args),
+        Command::Postgres(command) => block_on(postgres::run(command)),
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::McpProxy(args) => mcp_proxy::run(args),

@@ -1,7 +1,7 @@
 //! `remit operator`: its flags. What they start is in `crate::operator`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::policy::SigningMode;
+use crate::store::PostgresUrl;
 
 /// Stack of the runtime's threads: Cedar's evaluator recurses.
 const STACK: usize = 8 * 1024 * 1024;
@@ -72,6 +73,20 @@ pub struct Operator {
     /// Seconds between two tries to get or renew the lease
     #[arg(long, env = "REMIT_LEASE_RETRY", default_value = "2", value_parser = seconds, hide = true)]
     pub lease_retry_seconds: Duration,
+    /// PostgreSQL, for more than one replica: postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full. Without it everything is kept
+    /// in --data-dir, by one replica only
+    #[arg(long, env = "REMIT_POSTGRES_URL", hide_env_values = true, value_name = "URL")]
+    pub postgres_url: Option<PostgresText>,
+    /// File that holds the URL of PostgreSQL
+    #[arg(long, env = "REMIT_POSTGRES_URL_FILE", value_name = "FILE", conflicts_with = "postgres_url")]
+    pub postgres_url_file: Option<PathBuf>,
+    /// Bytes of records that may wait in --data-dir for PostgreSQL; beyond it allows are refused
+    #[arg(long, env = "REMIT_JOURNAL_CAP_BYTES", default_value = "1073741824", value_name = "BYTES",
+        value_parser = clap::value_parser!(u64).range(1_048_576..))]
+    pub journal_cap_bytes: u64,
+    /// Seconds that records stay in --data-dir after PostgreSQL has them: what a backup of that age lacks is shipped again
+    #[arg(long, env = "REMIT_JOURNAL_KEEP", default_value = "3600", value_name = "SECONDS", value_parser = seconds)]
+    pub journal_keep: Duration,
     /// Format of the log
     #[arg(long, env = "REMIT_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,
@@ -84,6 +99,47 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+/// The text of a URL with a password in it: no message and no debug output shows it.
+#[derive(Clone)]
+pub struct PostgresText(String);
+
+impl std::str::FromStr for PostgresText {
+    type Err = std::convert::Infallible;
+
+    /// Takes any text: what is wrong with it is said later, by a message that does not repeat it.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for PostgresText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PostgresText(…)")
+    }
+}
+
+impl PostgresText {
+    /// The URL of the flag or in the file; None where neither is given.
+    pub fn url(text: Option<&Self>, file: Option<&Path>) -> Result<Option<PostgresUrl>, String> {
+        let (flag, text) = match (text, file) {
+            (Some(text), _) => ("--postgres-url", text.0.clone()),
+            (None, Some(file)) => {
+                let read = std::fs::read_to_string(file);
+                ("--postgres-url-file", read.map_err(|e| format!("--postgres-url-file {}: {e}", file.display()))?)
+            }
+            (None, None) => return Ok(None),
+        };
+        text.parse().map(Some).map_err(|error| format!("{flag}: {error}"))
+    }
+}
+
+impl Operator {
+    /// Where PostgreSQL is, if it is used.
+    pub fn postgres_url(&self) -> Result<Option<PostgresUrl>, String> {
+        PostgresText::url(self.postgres_url.as_ref(), self.postgres_url_file.as_deref())
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -60,6 +60,8 @@ pub enum SessionError {
 pub struct SessionTable {
     live: HashMap<String, SessionRow>,
     per_agent: HashMap<Owner, usize>,
+    /// What ended lately, and when that was heard of: what is read late of a session must not make it live again.
+    over: HashMap<String, Timestamp>,
 }
 
 impl SessionTable {
@@ -117,6 +119,41 @@ impl SessionTable {
         self.remove(id, now, "ended").ok_or(SessionError::Unknown)
     }
 
+    /// Whether the table says anything of this id.
+    pub fn knows(&self, id: &str) -> bool {
+        self.live.contains_key(id) || self.over.contains_key(id)
+    }
+
+    /// Takes over what the store says of a session, which another replica may have opened, prolonged or ended. To whom it belongs never
+    /// changes; what has ended stays ended.
+    pub fn adopt(&mut self, row: SessionRow, now: Timestamp) {
+        if row.ended.is_some() {
+            if let Some(former) = self.live.remove(&row.id) {
+                self.uncount(&former);
+            }
+            self.over.insert(row.id, now);
+        } else if let Some(known) = self.live.get_mut(&row.id) {
+            known.last_seen = known.last_seen.max(row.last_seen);
+        } else if !self.over.contains_key(&row.id) {
+            self.insert(row);
+        }
+    }
+
+    /// Sessions that have been silent for too long as far as this table knows, with the instant since which they have been.
+    pub fn silent(&self, now: Timestamp, timeout_seconds: impl Fn(&SessionRow) -> i64) -> Vec<(SessionRow, Timestamp)> {
+        let silent = self.live.values().filter_map(|row| {
+            let timeout = timeout_seconds(row);
+            let since = now.checked_sub(SignedDuration::from_secs(timeout)).ok()?;
+            silent(row, now, timeout).then(|| (row.clone(), since))
+        });
+        silent.collect()
+    }
+
+    /// Forgets what ended so many seconds ago.
+    pub fn forget_ended(&mut self, now: Timestamp, seconds: i64) {
+        self.over.retain(|_, at| now.duration_since(*at) < SignedDuration::from_secs(seconds));
+    }
+
     /// Takes back a session that could not be kept, and whose id nobody has heard.
     pub fn forget(&mut self, id: &str) {
         if let Some(row) = self.live.remove(id) {
@@ -157,6 +194,7 @@ impl SessionTable {
         let mut row = self.live.remove(id)?;
         self.uncount(&row);
         row.ended = Some((now, why.to_owned()));
+        self.over.insert(row.id.clone(), now);
         Some(row)
     }
 
@@ -252,6 +290,30 @@ mod tests {
         assert_eq!(again.len(), 1);
         assert_eq!(again.state(Some("s"), &owner("coder"), at(2), 900), SessionState::Live);
         assert_eq!(again.state(Some("t"), &owner("coder"), at(2), 900), SessionState::Unknown);
+    }
+
+    #[test]
+    fn what_the_store_says_is_taken_over_and_nothing_lives_again() {
+        let (mut here, mut there) = (SessionTable::default(), SessionTable::default());
+        let me = owner("coder");
+        let row = there.issue("s".into(), me.clone(), at(0)).unwrap();
+        here.adopt(row.clone(), at(1));
+        assert_eq!(here.state(Some("s"), &me, at(899), 900), SessionState::Live);
+        let seen = there.heartbeat("s", &me, at(800), 900).unwrap();
+        assert_eq!(here.silent(at(900), |_| 900), [(row.clone(), at(0))], "it has not heard of the heartbeat yet");
+        here.adopt(seen.clone(), at(900));
+        here.adopt(row.clone(), at(900));
+        assert_eq!(here.state(Some("s"), &me, at(1699), 900), SessionState::Live, "a late read does not move it back");
+        assert!(here.silent(at(1699), |_| 900).is_empty());
+        assert_eq!(here.len(), 1, "counted once");
+        let ended = there.end("s", &me, at(1000)).unwrap();
+        here.adopt(ended, at(1001));
+        here.adopt(seen.clone(), at(1002));
+        assert_eq!(here.state(Some("s"), &me, at(1002), 900), SessionState::Unknown);
+        there.adopt(seen, at(1002));
+        assert!(there.is_empty(), "what ended here neither");
+        there.forget_ended(at(1900), 900);
+        assert!(!there.knows("s"));
     }
 
     proptest! {

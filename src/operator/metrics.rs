@@ -10,10 +10,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::election::Tally;
+use super::storage::Storage;
 use crate::controllers::Context;
-use crate::server::JournalNumbers;
+use crate::server::{JournalNumbers, ShippingNumbers};
 use crate::source::kubernetes::Pulse;
-use crate::store::SqliteStore;
 
 struct Numbers {
     ctx: Arc<Context>,
@@ -28,9 +28,12 @@ impl std::fmt::Debug for Numbers {
 }
 
 /// A registry with these numbers, read at each scrape.
-pub fn registry(store: &Arc<SqliteStore>, ctx: &Arc<Context>, election: &Arc<Tally>, pulse: &Arc<Pulse>) -> Registry {
+pub fn registry(storage: &Storage, ctx: &Arc<Context>, election: &Arc<Tally>, pulse: &Arc<Pulse>) -> Registry {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(JournalNumbers(store.clone())));
+    registry.register_collector(Box::new(JournalNumbers(storage.sqlite.clone())));
+    if let Some(replicated) = &storage.replicated {
+        registry.register_collector(Box::new(ShippingNumbers(replicated.clone())));
+    }
     registry.register_collector(Box::new(Numbers {
         ctx: ctx.clone(),
         election: election.clone(),

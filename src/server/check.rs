@@ -58,6 +58,9 @@ pub async fn check(
     request: CheckRequest,
     request_id: Option<&str>,
 ) -> Result<Pending, HttpError> {
+    if let Some(session) = request.session.as_deref() {
+        state.sessions.find(state.store.as_ref(), session, state.clock.now()).await;
+    }
     let id = Uuid::now_v7().to_string();
     // An unknown tenant costs nothing: the gates end before they look at the arguments.
     let heavy = weight(&request) > LIGHT && call.snapshot.tenants.contains_key(&call.tenant);

@@ -22,6 +22,7 @@ pub mod issuers;
 mod journal;
 mod lanes;
 mod metrics;
+mod observability;
 pub mod openapi;
 mod outcome;
 mod policies;
@@ -34,6 +35,7 @@ mod rollouts;
 mod search;
 mod sessions;
 mod shadow;
+mod shipping;
 mod text_diff;
 pub mod tls;
 mod why;
@@ -70,6 +72,7 @@ pub use review_api::KubeReviews;
 pub use reviews::NoVerdict;
 pub use sessions::Sessions;
 pub use shadow::Shadow;
+pub use shipping::ShippingNumbers;
 
 use crate::gate::{CheckInput, Checked, Snapshot};
 use crate::source::past::PastPackages;
@@ -198,6 +201,7 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/replay/runs/{id}", get(replays::one))
         .route("/admin/replay/runs/{id}/report", get(replays::report))
         .route("/admin/tenants/{tenant}/rollouts", get(rollouts::list).post(rollouts::create))
+        .route("/admin/tenants/{tenant}/rollouts/observability", get(observability::observability))
         .route("/admin/tenants/{tenant}/rollouts/{id}", get(rollouts::one))
         .route("/admin/tenants/{tenant}/rollouts/{id}/package", get(rollouts::package))
         .route("/admin/tenants/{tenant}/rollouts/{id}/{action}", post(rollouts::act))

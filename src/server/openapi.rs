@@ -1,5 +1,6 @@
 //! The OpenAPI 3.1 document of the HTTP surface.
 
+mod by_hand;
 mod explain;
 mod replays;
 
@@ -135,6 +136,7 @@ fn paths() -> Value {
             "parameters": with(vec![]), "responses": responses("200", "The metadata.", "Metadata")
         }}));
     }
+    paths.extend(by_hand::paths());
     paths.insert("/openapi.json".into(), json!({"get": {
         "operationId": "openapi", "summary": "This document", "security": [],
         "responses": {"200": {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}}
@@ -314,6 +316,7 @@ fn schemas() -> Value {
     });
     if let Some(all) = schemas.as_object_mut() {
         all.extend(explain::schemas(&action, &context));
+        all.extend(by_hand::schemas());
         all.extend(replays::schemas());
     }
     schemas

@@ -2,9 +2,11 @@
 //!
 //! Must never tell somebody else's session from one that does not exist.
 
+mod shared;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, Request, State};
@@ -35,12 +37,16 @@ pub struct Sessions {
     unkept: Mutex<HashMap<String, SessionRow>>,
     /// One writer at a time, so that a heartbeat can't overtake an end.
     keeping: tokio::sync::Mutex<()>,
+    /// What other replicas do.
+    others: shared::Others,
 }
 
 impl Sessions {
     /// The sessions that lived when the server stopped.
     pub async fn load(store: &dyn Store) -> Result<Self, StoreError> {
-        let table = SessionTable::load(store.live_sessions().await?);
+        // Where others write too, the first takeover brings them: a replica starts also while the database is away.
+        let rows = if store.shared() { Vec::new() } else { store.live_sessions().await? };
+        let table = SessionTable::load(rows);
         Ok(Self { table: RwLock::new(table), ..Self::default() })
     }
 
@@ -62,19 +68,39 @@ impl Sessions {
 
     /// Ends silent sessions and keeps what changed, until `stop`; then once more.
     pub async fn run(self: Arc<Self>, state: AppState, mut stop: watch::Receiver<bool>) {
-        loop {
-            let stopped = tokio::select! {
+        let store = state.store.as_ref();
+        let mut swept = Instant::now();
+        let (mut stopped, mut first) = (false, true);
+        while !stopped {
+            let wait = if store.shared() { shared::SYNC } else { SWEEP };
+            stopped = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => true,
-                () = tokio::time::sleep(SWEEP) => false,
+                () = tokio::time::sleep(wait), if !first => false,
+                () = std::future::ready(()), if first => false,
             };
-            self.expire(&state.snapshot.load(), state.clock.now());
-            if let Err(error) = self.keep(state.store.as_ref()).await {
+            first = false;
+            if store.shared()
+                && let Err(error) = self.sync(store, state.clock.now()).await
+            {
+                tracing::warn!(%error, "the other replicas' sessions could not be read; it is tried again");
+            }
+            if !stopped && swept.elapsed() < SWEEP {
+                continue;
+            }
+            swept = Instant::now();
+            if !store.shared() {
+                self.expire(&state.snapshot.load(), state.clock.now());
+            }
+            let kept = self.keep(store).await;
+            let expired = match (&kept, store.shared()) {
+                // Own heartbeats first: they count.
+                (Ok(()), true) => self.expire_shared(store, &state.snapshot.load(), state.clock.now()).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = kept.and(expired) {
                 tracing::warn!(%error, "sessions could not be kept; they will be tried again");
             }
             state.metrics.sessions.set(i64::try_from(self.len()).unwrap_or(i64::MAX));
-            if stopped {
-                return;
-            }
         }
     }
 
@@ -85,10 +111,7 @@ impl Sessions {
             return;
         }
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let ended = table.expire(now, |row| {
-            let tenant = snapshot.tenants.get(&row.tenant).filter(|tenant| tenant.uid == row.tenant_uid);
-            tenant.map(|t| t.profile).unwrap_or_default().session_timeout_seconds
-        });
+        let ended = table.expire(now, |row| timeout(snapshot, row));
         let mut unkept = self.unkept();
         for row in ended {
             tracing::info!(session = row.id, tenant = row.tenant, agent = row.agent, "a session ended: no heartbeat");
@@ -154,6 +177,12 @@ impl Sessions {
     fn unkept(&self) -> MutexGuard<'_, HashMap<String, SessionRow>> {
         self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Seconds of silence that a session's tenant allows.
+fn timeout(snapshot: &Snapshot, row: &SessionRow) -> i64 {
+    let tenant = snapshot.tenants.get(&row.tenant).filter(|tenant| tenant.uid == row.tenant_uid);
+    tenant.map(|t| t.profile).unwrap_or_default().session_timeout_seconds
 }
 
 fn not_done(error: SessionError) -> HttpError {
@@ -253,6 +282,7 @@ async fn of(
     body::optional_object(&parts.headers, sent).await?;
     let tenant = tenant(&call)?;
     let id = param(params, "id").unwrap_or_default();
+    state.sessions.find(state.store.as_ref(), &id, state.clock.now()).await;
     let owner = state.sessions.owner(&id, tenant).ok_or(SessionError::Unknown).map_err(not_done)?;
     let alive = tenant.agents.get(&owner.agent).is_some_and(|agent| agent.facts.uid == owner.agent_uid);
     let own = call.caller.agent.as_ref().is_none_or(|(_, name)| *name == owner.agent);

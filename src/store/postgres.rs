@@ -120,6 +120,12 @@ impl PostgresStore {
         &self.pool
     }
 
+    /// Whether this login could change records: it owns them, or nothing holds it back.
+    pub async fn owns_records(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = to_regclass('records')";
+        within(sqlx::query_scalar(sql).fetch_one(&self.pool)).await
+    }
+
     /// A connection of one's own, for what holds it for long.
     pub(super) async fn connection(&self) -> Result<PgConnection, StoreError> {
         within(self.connect.connect()).await

@@ -35,6 +35,19 @@ pub struct ReplicatedStore {
     task: Mutex<Option<Task>>,
 }
 
+/// What waits to be shipped.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// Records.
+    pub records: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Bytes from which on allows are refused.
+    pub cap: Option<u64>,
+    /// For how long something has been waiting.
+    pub since: Duration,
+}
+
 struct Task {
     stop: watch::Sender<bool>,
     shipper: JoinHandle<()>,
@@ -58,6 +71,17 @@ impl ReplicatedStore {
     /// This replica's journal.
     pub fn journal(&self) -> &Arc<SqliteStore> {
         &self.journal
+    }
+
+    /// What waits to be shipped.
+    pub fn backlog(&self) -> Waiting {
+        let (head, backlog) = (self.journal.head_seq(), self.journal.backlog());
+        Waiting {
+            records: head.saturating_sub(self.shipping.shipped()),
+            bytes: backlog.bytes(),
+            cap: backlog.cap(),
+            since: self.shipping.lag(head),
+        }
     }
 
     /// What all replicas share.
@@ -327,26 +351,6 @@ impl Store for ReplicatedStore {
 
     fn audit_tombstones<'a>(&'a self, writer: &'a str) -> StoreFuture<'a, Vec<Envelope>> {
         self.postgres.audit_tombstones(writer)
-    }
-}
-
-impl Arms for ReplicatedStore {
-    fn window<'a>(
-        &'a self,
-        tenant_uid: &'a str,
-        revision: i64,
-        rates_since: Timestamp,
-        drift_since: Timestamp,
-    ) -> StoreFuture<'a, Window> {
-        Box::pin(async move {
-            self.own_is_there().await;
-            self.postgres.window(tenant_uid, revision, rates_since, drift_since).await
-        })
-    }
-
-    /// Directly: they are evidence, not records, and what is lost with PostgreSQL away is counted as not compared.
-    fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
-        self.postgres.save_shadows(rows)
     }
 }
 

@@ -121,11 +121,6 @@ impl Operator {
         });
     }
 
-    /// Pid of the running process.
-    pub fn pid(&self) -> Option<u32> {
-        self.running.lock().expect("lock").as_ref().map(|r| r.operator.id())
-    }
-
     /// Plain GET on the metrics port.
     pub fn get(&self, path: &str) -> Result<(u16, String), String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.metrics)).map_err(|e| e.to_string())?;
