@@ -295,6 +295,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
                 freshness,
                 journal,
                 store: store.clone(),
+                replays: store.clone(),
                 authenticator: Arc::new(ReviewedTokens::new(Arc::new(Reviewer), None, clock.clone(), metrics.clone())),
                 authorizer: Arc::new(ReviewedAccess::new(Arc::new(Reviewer), clock.clone(), metrics.clone())),
                 sessions: Arc::new(Sessions::load(store.as_ref()).await?),
@@ -306,6 +307,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
                 lanes: Lanes::default(),
                 past: Arc::new(remit::source::past::NothingPast),
                 shadow: Arc::new(shadow),
+                control: None,
             }))
         }
     };

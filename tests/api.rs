@@ -59,7 +59,7 @@ impl<'a> Space<'a> {
         let name = format!("api-{purpose}-{}", support::unique());
         let verbs = json!(["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"]);
         let role = |kind: &str, name: &str, rules: Value| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "rules": rules});
-        let kinds = ["agents", "policypackages", "tenantrollouts", "tenantprofiles"];
+        let kinds = ["agents", "policypackages", "policyreplays", "tenantrollouts", "tenantprofiles"];
         let resources: Vec<_> = kinds.iter().flat_map(|k| [(*k).to_owned(), format!("{k}/status")]).collect();
         kube.must(&["create", "namespace", &name], "");
         let list = json!({"apiVersion": "v1", "kind": "List", "items": [
@@ -446,6 +446,8 @@ fn explain_and_columns_read_well() {
         ("policypackage", "An immutable version of a tenant's policies"),
         ("policypackage.spec.tools", "`server/name`, as agents call it."),
         ("policysigner.spec.revoked", "Superseded"),
+        ("policyreplay", "evaluated again under two of its packages"),
+        ("policyreplay.spec.invariants", "one of Remit's own, by its name alone"),
         ("tenantrollout", "Which package is in force in this namespace."),
         ("tenantprofile.spec", "Seconds without heartbeat"),
     ] {
@@ -458,6 +460,7 @@ fn explain_and_columns_read_well() {
     let signer = format!("api-columns-{}", support::unique());
     space.must(&["create", "-f", "-"], &agent("me", &json!({"type": "coder", "trustLevel": 2})));
     space.must(&["create", "-f", "-"], &object("PolicyPackage", "demo", &package_spec("1.0.0")));
+    space.must(&["create", "-f", "-"], &object("PolicyReplay", "demo", &json!({"candidate": {}})));
     space.must(&["create", "-f", "-"], &object("TenantProfile", "default", &json!({})));
     space.must(&["apply", "-f", "-"], &object("TenantRollout", "default", &json!({})));
     let key = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA/FHNjmIYoaONpH7QAjDwWAgW7RO6MwOsXeuRFUiQgCU=\n-----END PUBLIC KEY-----\n";
@@ -468,6 +471,7 @@ fn explain_and_columns_read_well() {
     for (resource, columns) in [
         ("ag", "NAME TYPE TRUST SUSPENDED READY REASON AGE"),
         ("pp", "NAME PACKAGE VERSION SIGNED POLICIES READY REASON AGE"),
+        ("prep", "NAME STATE VERDICT REPLAYED CRITICAL HIGH READY REASON AGE"),
         ("tro", "NAME PHASE PACKAGE VERSION CANDIDATE READY REASON AGE"),
         ("tprof", "NAME SESSION-TIMEOUT RETENTION-DAYS OBSERVING READY REASON AGE"),
         ("psign", "NAME TENANTS PACKAGES REVOKED READY REASON AGE"),
@@ -498,6 +502,7 @@ fn forged_status_without_verb() {
     let space = Space::new(&kube, "status");
     space.must(&["create", "-f", "-"], &agent("me", &json!({})));
     space.must(&["create", "-f", "-"], &object("PolicyPackage", "demo", &package_spec("1.0.0")));
+    space.must(&["create", "-f", "-"], &object("PolicyReplay", "demo", &json!({"candidate": {}})));
     space.must(&["create", "-f", "-"], &object("TenantProfile", "default", &json!({})));
     space.must(&["apply", "-f", "-"], &object("TenantRollout", "default", &json!({})));
     let said = |resource: &str| match resource {
@@ -510,6 +515,7 @@ fn forged_status_without_verb() {
     for (resource, name, status) in [
         ("agent", "me", json!({"riskBand": "low"})),
         ("policypackage", "demo", json!({"policies": 1})),
+        ("policyreplay", "demo", json!({"state": "completed", "verdict": "pass"})),
         ("tenantprofile", "default", json!({"effective": {"sessionTimeoutSeconds": 1, "retentionDays": 1}})),
         ("tenantrollout", "default", json!({"phase": "Healthy", "stable": forged})),
     ] {

@@ -23,6 +23,7 @@ mod operator;
 mod packages;
 mod proof;
 mod records;
+mod replay;
 mod replicas;
 mod replicas_store;
 mod rollouts;

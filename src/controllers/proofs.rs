@@ -182,29 +182,6 @@ impl Proofs {
     }
 }
 
-/// What a rollout asks: somebody's replays, and these proofs.
-pub struct WithProofs {
-    replays: Arc<dyn Preflight>,
-    proofs: Proofs,
-}
-
-impl WithProofs {
-    /// Of these two.
-    pub fn new(replays: Arc<dyn Preflight>, proofs: Proofs) -> Self {
-        Self { replays, proofs }
-    }
-}
-
-impl Preflight for WithProofs {
-    fn replay<'a>(&'a self, question: &'a Question) -> Polled<'a, ReplaySummary> {
-        self.replays.replay(question)
-    }
-
-    fn prove<'a>(&'a self, question: &'a Question) -> Polled<'a, ProofSummary> {
-        Box::pin(async { self.proofs.prove(question) })
-    }
-}
-
 /// Gives the place free, also where a proof is given up.
 struct Running {
     state: Arc<Mutex<State>>,

@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod explain;
+mod replays;
 
 use serde_json::{Value, json};
 
@@ -185,6 +186,7 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
         "parameters": [reference("parameters", "Tenant"), {"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}],
         "responses": responses("200", "The explanation.", "Why")
     }}));
+    replays::add(paths);
     let audit = "Needs verb `get` on `decisions.remit.dev` in the operator's namespace.";
     paths.insert("/admin/audit/records".into(), json!({"get": {
         "operationId": "auditRecords", "tags": ["Record"], "summary": "Rows of the hash chain, one JSON object a line",
@@ -315,6 +317,7 @@ fn schemas() -> Value {
     if let Some(all) = schemas.as_object_mut() {
         all.extend(explain::schemas(&action, &context));
         all.extend(by_hand::schemas());
+        all.extend(replays::schemas());
     }
     schemas
 }

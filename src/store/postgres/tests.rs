@@ -2,8 +2,9 @@
 //! in `store::replicated`.
 
 use super::*;
+use crate::gate::DecisionRecord;
 use crate::store::testing::postgres::fresh_database;
-use crate::store::{contract, contract_arms, contract_history, contract_rollouts};
+use crate::store::{Columns, contract, contract_arms, contract_history, contract_replays, contract_rollouts};
 
 async fn fresh() -> Arc<PostgresStore> {
     let url = fresh_database().await.parse().unwrap();
@@ -60,4 +61,39 @@ async fn migrations_run_once_however_many_start() {
     for store in futures::future::join_all(opened).await {
         store.unwrap();
     }
+}
+
+#[tokio::test]
+async fn run_id_overwrite() {
+    contract_replays::run_id_overwrite(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn run_of_another_tenant() {
+    contract_replays::run_of_another_tenant(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn runs_go_on_where_they_stopped() {
+    contract_replays::runs_go_on_where_they_stopped(&*fresh().await).await;
+}
+
+/// Shipped records, of two writers in turn.
+async fn ship(store: &PostgresStore, records: Vec<DecisionRecord>) {
+    for (n, record) in records.into_iter().enumerate() {
+        let body = serde_json::to_string(&record).unwrap();
+        let c = Columns::from(record);
+        let sql = "INSERT INTO records (writer, seq, id, time, tenant, agent, delegator, session, action, outcome, hash, body) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+        let insert = sqlx::query(sql).bind(["v", "w"][n % 2]).bind(i64::try_from(n).unwrap() + 1);
+        let insert = insert.bind(c.id).bind(c.time).bind(c.tenant).bind(c.agent).bind(c.delegator).bind(c.session);
+        insert.bind(c.action).bind(c.outcome).bind(vec![7u8; 32]).bind(body).execute(store.pool()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn selections_are_read_in_one_order() {
+    let store = fresh().await;
+    ship(&store, contract_replays::disordered()).await;
+    contract_replays::selections_are_read_in_one_order(&*store).await;
 }
