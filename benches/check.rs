@@ -29,7 +29,8 @@ use remit::server::{
     Settings, Shadow, SystemClock, TokenReviewer, tls::ServingCertificate, tls::serve,
 };
 use remit::store::{
-    Journal, PostgresOptions, PostgresStore, ReplicatedStore, ShippingOptions, SqliteOptions, SqliteStore, Store, Synchronous,
+    Journal, PostgresOptions, PostgresStore, ReplicatedStore, ShippingOptions, SqliteOptions, SqliteStore, Store,
+    Synchronous,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
@@ -99,7 +100,9 @@ async fn report(seconds: u64) -> Result<(), Fault> {
 
 /// What the shared store costs a check: the journal is the commit point on both, and on PostgreSQL it is shipped meanwhile.
 async fn report_postgres(seconds: u64) -> Result<(), Fault> {
-    println!("\nA check on SQLite and on PostgreSQL (plain, 100 policies), both on this machine, which all of it shares. x SQLite:");
+    println!(
+        "\nA check on SQLite and on PostgreSQL (plain, 100 policies), both on this machine, which all of it shares. x SQLite:"
+    );
     println!("requests per second, as a share of those with SQLite as the store.\n");
     println!(
         "{:<34} {:>5} {:>9} {:>7} {:>8} {:>8} {:>10} {:>8}",
@@ -118,7 +121,11 @@ async fn report_postgres(seconds: u64) -> Result<(), Fault> {
         let there: i64 = sqlx::query_scalar("SELECT count(*) FROM records").fetch_one(&mut connection).await?;
         // Half a second of warming up was recorded too.
         let made = shipped.rate * seconds as f64;
-        println!("{:<34} {connections:>5} {:>9.0} records a second were in PostgreSQL when it ended", "", there as f64 / (seconds as f64 + 0.5));
+        println!(
+            "{:<34} {connections:>5} {:>9.0} records a second were in PostgreSQL when it ended",
+            "",
+            there as f64 / (seconds as f64 + 0.5)
+        );
         if (there as f64) < made * 0.9 {
             println!("{:<34} {connections:>5} {:>9.0} records were not there yet", "", made - there as f64);
         }

@@ -167,7 +167,11 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
-        rollout: controllers::tenant_rollout::Rollout::new(sqlite.clone(), sqlite.clone(), Arc::new(NoEvidence)),
+        rollout: controllers::tenant_rollout::Rollout::new(
+            storage.sqlite.clone(),
+            storage.arms.clone(),
+            Arc::new(NoEvidence),
+        ),
         issuers: issuers.clone(),
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),

@@ -25,8 +25,8 @@ mod filter;
 mod history;
 mod postgres;
 mod replays;
-mod rollouts;
 mod replicated;
+mod rollouts;
 mod shipping;
 mod sink;
 mod sqlite;
@@ -43,9 +43,9 @@ pub use postgres::roles::{Login, Owner};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
 pub use replicated::{ReplicatedStore, Waiting};
-pub use shipping::{Shipping, ShippingOptions};
 pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
 use rollouts::{rollout_json, rollout_of_json};
+pub use shipping::{Shipping, ShippingOptions};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{
     ChainReader, DATABASE_FILE, DirectoryLock, JournalCounters, QueueLimits, SqliteOptions, SqliteStore, Synchronous,

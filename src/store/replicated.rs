@@ -128,25 +128,6 @@ impl Journal for ReplicatedStore {
     }
 }
 
-impl Arms for ReplicatedStore {
-    fn window<'a>(
-        &'a self,
-        tenant_uid: &'a str,
-        revision: i64,
-        rates_since: Timestamp,
-        drift_since: Timestamp,
-    ) -> StoreFuture<'a, Window> {
-        Box::pin(async move {
-            self.own_is_there().await;
-            self.postgres.window(tenant_uid, revision, rates_since, drift_since).await
-        })
-    }
-
-    fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
-        self.postgres.save_shadows(rows)
-    }
-}
-
 impl History for ReplicatedStore {
     fn note_applied<'a>(
         &'a self,
