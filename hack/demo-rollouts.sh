@@ -131,9 +131,10 @@ demo_rollouts() {
   run "diff globex/v1/main.cedar globex/good/main.cedar"
   run "remit decisions list -n globex --limit 1000 -o json > week.json"
   succeeds
-  run "remit diff --baseline globex/v1 --candidate globex/good --decisions week.json --format markdown"
+  run "remit diff --baseline globex/v1 --candidate globex/good --decisions week.json --tenant globex --proof no-expansion"
   succeeds
-  shows "git/push"
+  shows "Permits no new call"
+  shows "Denies 1 of"
 
   step "The good road: 5, 25, 100 % of sessions"
   run "grep -A 8 'stages:' globex/rollout.yaml"
@@ -160,11 +161,12 @@ demo_rollouts() {
 
   step "The bad road: somebody loosens a rule, and it is merged"
   run "diff globex/good/main.cedar globex/bad/main.cedar"
-  run "remit diff --baseline globex/good --candidate globex/bad --decisions week.json --format markdown"
+  run "remit diff --baseline globex/good --candidate globex/bad --decisions week.json --tenant globex --proof no-expansion"
+  refused
   shows "db/drop"
   echo
-  echo "The proof says that somebody may do more; nobody has called that tool yet, so nothing in the records speaks against it. This"
-  echo "tenant's rollouts don't ask for 'proof: NoExpansion', so it may begin:"
+  echo "The check is red: the proof says that somebody may do more. It is merged all the same. Nobody has called that tool yet, so nothing"
+  echo "in the records speaks against it, and this tenant's rollouts don't ask for 'proof: NoExpansion'. So it begins:"
   echo
   watch_on
   traffic_on

@@ -36,6 +36,7 @@ use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
+use crate::controllers::preflight::NoEvidence;
 use crate::controllers::{self, Context};
 use crate::gate::{Snapshot, arms_key};
 use crate::lifecycle::election::Terms;
@@ -166,6 +167,11 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
+        rollout: controllers::tenant_rollout::Rollout::new(
+            storage.rollouts.clone(),
+            storage.arms.clone(),
+            Arc::new(NoEvidence),
+        ),
         issuers: issuers.clone(),
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
@@ -238,7 +244,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     // The lease goes at once, so that nobody waits for a leader while this replica still answers.
     let reconciling = tokio::spawn(reconciling.stop(LAST_PASSES));
     if ended.is_none() {
-        drain(args.drain, &mut term, &mut int).await;
+        drain(args.drain_seconds, &mut term, &mut int).await;
     }
     servers.stop().await;
     let _ = stop.send(true);

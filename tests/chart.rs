@@ -84,6 +84,10 @@ async fn chart_is_accepted_and_least_privilege() {
         (false, &["delete", "tenantrollouts.remit.dev", "-n", "default"]),
         (false, &["rollback", "tenantrollouts.remit.dev", "-n", "default"]),
         (true, &["get", "secret/remit-ca", "-n", PLATFORM]),
+        (true, &["update", "lease/remit", "-n", PLATFORM]),
+        (true, &["create", "leases.coordination.k8s.io", "-n", PLATFORM]),
+        (false, &["update", "lease/kube-scheduler", "-n", "kube-system"]),
+        (false, &["update", "lease/other", "-n", PLATFORM]),
         (true, &["create", "tokenreviews.authentication.k8s.io"]),
         (false, &["patch", "policypackages.remit.dev", "-n", "default"]),
         (false, &["update", "agents.remit.dev", "-n", "default"]),
@@ -127,4 +131,63 @@ fn values_out_of_range_are_refused_by_name() {
         assert!(why.contains(named), "{value}: {why}");
     }
     plane.render_chart(&["--set", "signatures=Required"]).unwrap();
+}
+
+const POSTGRES: &[&str] = &["--set", "postgres.url=postgres://remit:secret@db.example:5432/remit?sslmode=verify-full"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_postgresql_there_are_several_replicas_and_without_there_is_one() {
+    let plane = ControlPlane::start();
+    let kinds = |yaml: &str| objects(yaml).iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let one = plane.render_chart(&[]).unwrap();
+    assert!(kinds(&one).iter().all(|k| k != "Deployment" && k != "PodDisruptionBudget"));
+    let several = plane.render_chart(POSTGRES).unwrap();
+    assert!(kinds(&several).iter().all(|k| k != "StatefulSet"));
+    let all = objects(&several);
+    let of = |kind: &str| all.iter().find(|o| o["kind"] == kind).unwrap_or_else(|| panic!("{kind}"));
+    let deployment = of("Deployment");
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
+    let pod = &deployment["spec"]["template"]["spec"];
+    assert_eq!(pod["topologySpreadConstraints"].as_array().unwrap().len(), 2);
+    let container = &pod["containers"][0];
+    // The address of the database is a secret: in the environment, never in the arguments.
+    assert!(!container["args"].to_string().contains("secret@"), "{}", container["args"]);
+    let variables = container["env"].as_array().unwrap();
+    let url = variables.iter().find(|v| v["name"] == "REMIT_POSTGRES_URL").unwrap();
+    assert_eq!(url["valueFrom"]["secretKeyRef"]["name"], "remit-postgres");
+    assert!(of("Secret")["stringData"]["url"].as_str().unwrap().starts_with("postgres://remit:secret@"));
+    // What a stop takes fits into the time that it is given.
+    let seconds = |name: &str| {
+        let args = texts(container, "args");
+        args.iter().find_map(|a| a.strip_prefix(name)?.parse::<i64>().ok()).unwrap_or_else(|| panic!("{name}"))
+    };
+    let most = seconds("--drain-seconds=") + 20 + 10 + 10;
+    assert!(pod["terminationGracePeriodSeconds"].as_i64().unwrap() > most);
+    // A journal at its cap must not get the pod evicted.
+    let volume = pod["volumes"].as_array().unwrap().iter().find(|v| v["name"] == "data").unwrap();
+    assert_eq!(volume["emptyDir"]["sizeLimit"], "10Gi");
+    assert!(seconds("--journal-cap-bytes=") * 9 / 8 < 9 << 30);
+    // Every flag is one that the operator has.
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_remit")).args(["operator", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for flag in texts(container, "args").iter().filter_map(|a| a.split_once('=')).map(|(flag, _)| flag.to_owned()) {
+        assert!(help.contains(&flag), "{flag}");
+    }
+
+    let existing = ["--set", "postgres.existingSecret.name=db,postgres.existingSecret.key=dsn,replicas=2"];
+    let existing = objects(&plane.render_chart(&existing).unwrap());
+    assert!(existing.iter().all(|o| o["kind"] != "Secret"));
+    let two = existing.iter().find(|o| o["kind"] == "Deployment").unwrap();
+    assert_eq!(two["spec"]["replicas"], 2);
+    let text = two.to_string();
+    assert!(text.contains(r#"{"key":"dsn","name":"db"}"#), "{text}");
+
+    let why = plane.render_chart(&["--set", "replicas=3"]).unwrap_err();
+    assert!(why.contains("replicas: 3") && why.contains("postgres.url"), "{why}");
+    let why = plane.render_chart(&[POSTGRES, &["--set", "postgres.existingSecret.name=db"]].concat()).unwrap_err();
+    assert!(why.contains("only one of them"), "{why}");
+
+    plane.kubectl(&["create", "namespace", PLATFORM]).unwrap();
+    plane.kubectl_with(&["--warnings-as-errors", "apply", "--server-side", "-f", "-"], &several).unwrap();
 }

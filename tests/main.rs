@@ -23,6 +23,7 @@ mod packages;
 mod proof;
 mod records;
 mod replicas;
+mod replicas_store;
 mod sources;
 mod support;
 mod tools_import;

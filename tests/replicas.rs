@@ -9,15 +9,16 @@ use tokio::task::JoinHandle;
 
 use crate::support::{ApiServer, ControlPlane, Http, PLATFORM, Replicas, call, eventually, eventually_blocking};
 
-const READS: &str = r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
-const WRITES: &str =
+pub const READS: &str =
+    r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
+pub const WRITES: &str =
     r#"@id("writes") permit(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
 
-fn object(kind: &str, name: &str, spec: Value) -> String {
+pub fn object(kind: &str, name: &str, spec: Value) -> String {
     json!({"apiVersion": "remit.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}).to_string()
 }
 
-fn package(version: &str, policies: &[&str]) -> String {
+pub fn package(version: &str, policies: &[&str]) -> String {
     let tools = json!([{"name": "git/log", "tier": "read"}, {"name": "git/push", "tier": "write"}]);
     let policies = json!([{"name": "main.cedar", "text": policies.join("\n")}]);
     let spec = json!({"package": "first", "version": version, "tools": tools, "policies": policies});
@@ -25,7 +26,7 @@ fn package(version: &str, policies: &[&str]) -> String {
 }
 
 /// A tenant in which `coder` may read, and whose packages come into force in one go; the coder's token.
-async fn tenant(c: &Replicas) -> (String, String) {
+pub async fn tenant(c: &Replicas) -> (String, String) {
     let tenant = c.namespace("replicas").await;
     let agent = json!({"identities": [{"serviceAccount": "coder"}], "trustLevel": 2});
     let rollout = json!({
@@ -44,7 +45,7 @@ async fn tenant(c: &Replicas) -> (String, String) {
     (tenant, token)
 }
 
-async fn code(http: &Http, token: &str, tenant: &str, tool: &str) -> Result<String, String> {
+pub async fn code(http: &Http, token: &str, tenant: &str, tool: &str) -> Result<String, String> {
     let answer = http.check(token, tenant, &call("coder", tool, json!({}))).await?;
     let json = answer.json();
     let code = json["context"]["code"].as_str().or(json["code"].as_str()).or(json["error"]["code"].as_str());
@@ -52,7 +53,7 @@ async fn code(http: &Http, token: &str, tenant: &str, tool: &str) -> Result<Stri
 }
 
 /// Waits until this replica answers so.
-async fn answers(c: &Replicas, i: usize, token: &str, tenant: &str, tool: &str, want: &str) {
+pub async fn answers(c: &Replicas, i: usize, token: &str, tenant: &str, tool: &str, want: &str) {
     let http = c.http_of(i);
     eventually(&format!("replica {i} answers {tool} with {want}"), || async {
         match code(&http, token, tenant, tool).await? {
@@ -64,26 +65,29 @@ async fn answers(c: &Replicas, i: usize, token: &str, tenant: &str, tool: &str, 
 }
 
 /// Version 2 permits what version 1 does not: whoever answers by it has seen the change.
-fn change(c: &Replicas, tenant: &str) {
+pub fn change(c: &Replicas, tenant: &str) {
     c.apply(tenant, &package("2.0.0", &[READS, WRITES])).unwrap();
 }
 
 /// Asks one replica all the time.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
-    task: JoinHandle<(usize, Vec<String>)>,
+    task: JoinHandle<(Vec<String>, Vec<String>)>,
 }
 
 impl Load {
-    fn on(http: Http, token: &str, tenant: &str) -> Load {
+    pub fn on(http: Http, token: &str, tenant: &str) -> Load {
         let (stop, token, tenant) = (Arc::new(AtomicBool::new(false)), token.to_owned(), tenant.to_owned());
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
-            let (mut good, mut bad) = (0, Vec::new());
+            let (mut good, mut bad) = (Vec::new(), Vec::new());
             while !stopped.load(Ordering::SeqCst) {
-                match code(&http, &token, &tenant, "git/log").await {
-                    Ok(code) if code == "allowed" => good += 1,
-                    Ok(other) | Err(other) => bad.push(other),
+                match http.check(&token, &tenant, &call("coder", "git/log", json!({}))).await {
+                    Ok(answer) if answer.json()["context"]["code"] == "allowed" => {
+                        good.push(answer.json()["context"]["decision_id"].as_str().unwrap_or_default().to_owned());
+                    }
+                    Ok(other) => bad.push(format!("{} {}", other.status, other.text)),
+                    Err(other) => bad.push(other),
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -92,12 +96,13 @@ impl Load {
         Load { stop, task }
     }
 
-    /// Every answer was an allow, and there were some.
-    async fn was_good(self) {
+    /// Every answer was an allow, and there were some; their decision ids.
+    pub async fn was_good(self) -> Vec<String> {
         self.stop.store(true, Ordering::SeqCst);
         let (good, bad) = self.task.await.unwrap();
-        assert!(bad.is_empty(), "{} of {}: {:?}", bad.len(), bad.len() + good, &bad[..bad.len().min(3)]);
-        assert!(good > 5, "{good}");
+        assert!(bad.is_empty(), "{} of {}: {:?}", bad.len(), bad.len() + good.len(), &bad[..bad.len().min(3)]);
+        assert!(good.len() > 5, "{}", good.len());
+        good
     }
 }
 

@@ -43,3 +43,25 @@ fn every_source_file_is_compiled() {
         }
     }
 }
+
+/// Fault points end a process when an environment variable says so: no release may have them. They hang on `debug_assertions`, and the
+/// Dockerfile looks into the binary that it ships.
+#[test]
+fn no_release_has_fault_points() {
+    let manifest = std::fs::read_to_string(support::file("Cargo.toml")).unwrap();
+    let profiles: String = manifest.split("\n[").filter(|s| s.starts_with("profile.")).collect();
+    assert!(profiles.contains("profile.release]") && !profiles.contains("debug-assertions"), "{profiles}");
+    let fault = std::fs::read_to_string(support::file("src/fault.rs")).unwrap();
+    assert_eq!(fault.matches("#[cfg(debug_assertions)]\nmod armed {").count(), 1);
+    let armed = fault.find("mod armed {").unwrap();
+    let code = fault.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    assert!(!fault[..armed].contains("std::env") && code.contains("\"REMIT_FAULT\""));
+    let mut files = Vec::new();
+    sources(&support::root().join("src"), &mut files);
+    for file in files.iter().filter(|f| !f.ends_with("src/fault.rs")) {
+        let text = std::fs::read_to_string(file).unwrap();
+        assert!(!text.contains("REMIT_FAULT") && !text.contains("REMIT_PAUSE"), "{}", file.display());
+    }
+    let image = std::fs::read_to_string(support::file("Dockerfile")).unwrap();
+    assert!(image.contains("! grep -q REMIT_FAULT"), "the Dockerfile does not look");
+}

@@ -320,8 +320,13 @@ pub struct HistoryEntry {
     /// `queued`, `canary`, `promoting`, `completed` or `rolled_back`.
     pub phase: String,
     /// Why it came into force or left it: `FirstPackage`, `NewVersion`, `SignerCompromised`, …
+    #[schemars(length(max = 63))]
     pub cause: String,
-    /// When it came into force.
+    /// More about the cause, for people: the threshold, decisions and policies, or who asked and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Time>,
 }

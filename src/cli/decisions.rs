@@ -102,7 +102,7 @@ impl TenantArgs {
 }
 
 /// Namespace of the kubeconfig's current context, as kubectl takes it.
-fn current_namespace() -> Option<String> {
+pub(super) fn current_namespace() -> Option<String> {
     let config = kube::config::Kubeconfig::read().ok()?;
     let current = config.current_context?;
     config.contexts.into_iter().find(|c| c.name == current)?.context?.namespace.filter(|n| !n.is_empty())

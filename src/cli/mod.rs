@@ -17,9 +17,11 @@ pub mod operator;
 mod output;
 mod package;
 pub mod pdp;
+mod policy;
 mod postgres;
 mod prospects;
 mod prove;
+mod rollout;
 mod serve;
 mod suggest;
 mod terminal;
@@ -47,6 +49,8 @@ enum Command {
     Test(test::Test),
     #[command(subcommand)]
     Package(package::Package),
+    Policy(policy::PolicyArgs),
+    Rollout(rollout::RolloutArgs),
     Keygen(keygen::Keygen),
     Operator(Box<operator::Operator>),
     #[command(subcommand)]
@@ -78,6 +82,8 @@ pub fn main() -> ExitCode {
         Command::Tools(args) => block_on(tools::run(args)),
         Command::Test(args) => test::run(&args),
         Command::Package(args) => package::run(&args),
+        Command::Policy(args) => block_on(policy::run(args)),
+        Command::Rollout(args) => block_on(rollout::run(args)),
         Command::Keygen(args) => keygen::run(&args),
         Command::Operator(args) => operator::run(*args),
         Command::Postgres(command) => block_on(postgres::run(command)),

@@ -60,7 +60,7 @@ pub struct Operator {
     pub certificate_life: Duration,
     /// Seconds to go on answering at stop, not ready any more, until no new calls are sent here; those under way finish after it
     #[arg(long, env = "REMIT_DRAIN", default_value = "0", value_parser = some_seconds)]
-    pub drain: Duration,
+    pub drain_seconds: Duration,
     /// Seconds, about, after which each kind is listed anew although nothing seems wrong
     #[arg(long, env = "REMIT_RELIST", default_value = "1800", value_parser = seconds, hide = true)]
     pub relist_seconds: Duration,

@@ -1,4 +1,6 @@
-//! `remit package build | sign | verify`: what the operator does with a package, offline.
+//! `remit package build | sign | verify`: what the operator does with a package, offline; and `rollback`, a former one as a folder.
+
+mod rollback;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,12 +24,13 @@ use crate::policy::{
 };
 use crate::source::folder::{Packages, packages_of, read, read_signers, read_small};
 
-/// Builds, signs and verifies packages, offline.
+/// Builds, signs and verifies packages, offline; brings a former one back as a folder.
 #[derive(Debug, Subcommand)]
 pub enum Package {
     Build(Build),
     Sign(Sign),
     Verify(Verify),
+    Rollback(Box<rollback::Rollback>),
 }
 
 /// Prints the PolicyPackage object of a folder, with its digest, unsigned.
@@ -109,6 +112,10 @@ pub fn run(command: &Package) -> ExitCode {
         Package::Build(args) => build(args),
         Package::Sign(args) => sign(args),
         Package::Verify(args) => verify(args, Timestamp::now()),
+        Package::Rollback(args) => match crate::laptop::runtime() {
+            Ok(runtime) => runtime.block_on(rollback::run(args)),
+            Err(error) => Err(CommandError::Usage(error.to_string())),
+        },
     })
 }
 

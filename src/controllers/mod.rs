@@ -82,6 +82,8 @@ pub struct Context {
     pub tests: crate::source::judge::TestResults,
     /// Namespaces with packages whose author may still be about to apply the rollout.
     pub quiet: tenant_rollout::Quiet,
+    /// What rollouts need besides.
+    pub rollout: tenant_rollout::Rollout,
     /// Issuers besides the cluster's own.
     pub issuers: Vec<crate::server::issuers::Issuer>,
     /// Whether this replica reconciles: no pass takes a step without it.

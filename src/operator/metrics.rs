@@ -39,6 +39,7 @@ pub fn registry(storage: &Storage, ctx: &Arc<Context>, election: &Arc<Tally>, pu
         election: election.clone(),
         pulse: pulse.clone(),
     }));
+    registry.register_collector(Box::new(ctx.rollout.numbers.collector(ctx.objects.clone())));
     registry
 }
 

@@ -8,7 +8,7 @@ use ed25519_dalek::SigningKey;
 use super::OperatorError;
 use crate::cli::operator::Operator;
 use crate::store::{
-    AnchorSink, Arms, Journal, PostgresOptions, PostgresStore, PostgresUrl, ReplicatedStore, ShippingOptions,
+    AnchorSink, Arms, Journal, PostgresOptions, PostgresStore, PostgresUrl, ReplicatedStore, Rollouts, ShippingOptions,
     SqliteOptions, SqliteStore, Store, StoreError, Synchronous,
 };
 
@@ -19,6 +19,7 @@ pub struct Storage {
     pub journal: Arc<dyn Journal>,
     pub store: Arc<dyn Store>,
     pub arms: Arc<dyn Arms>,
+    pub rollouts: Arc<dyn Rollouts>,
     /// Where several replicas share a store.
     pub replicated: Option<Arc<ReplicatedStore>>,
 }
@@ -42,6 +43,7 @@ impl Storage {
                 journal: sqlite.clone(),
                 store: sqlite.clone(),
                 arms: sqlite.clone(),
+                rollouts: sqlite.clone(),
                 replicated: None,
                 sqlite,
             }),
@@ -83,6 +85,7 @@ impl Storage {
             journal: replicated.clone(),
             store: replicated.clone(),
             arms: replicated.clone(),
+            rollouts: postgres,
             replicated: Some(replicated),
         })
     }

@@ -24,7 +24,7 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::{
-    DEFAULT_NAME, EffectiveProfile, Enforcement, GROUP, MAX_OBSERVE, PackageSelector, PolicyPackageSpec,
+    DEFAULT_NAME, EffectiveProfile, Enforcement, GROUP, MAX_OBSERVE, PackageSelector, PolicyPackageSpec, Stage,
     TenantProfileSpec, TenantRolloutSpec, too_far,
 };
 use crate::policy::Refusal;
@@ -121,6 +121,7 @@ fn rollout(name: &str, spec: &TenantRolloutSpec) -> Verdict {
     if let Some(limit) = spec.revision_history_limit.filter(|n| !(1..=100).contains(n)) {
         out.refused.push(format!("spec.revisionHistoryLimit: {limit} is not between 1 and 100"));
     }
+    stages(spec.stages.as_deref(), &mut out);
     let Some(PackageSelector { name, version, digest }) = &spec.package else { return out };
     if let Some(digest) = digest {
         if !is_digest(digest) {
@@ -142,6 +143,29 @@ fn rollout(name: &str, spec: &TenantRolloutSpec) -> Verdict {
         }
     }
     out
+}
+
+/// The definition's schema says the same to whoever gets past this.
+fn stages(stages: Option<&[Stage]>, out: &mut Verdict) {
+    let Some(stages) = stages else { return };
+    if stages.is_empty() {
+        out.refused.push("spec.stages: must have at least one stage, or be left out".into());
+    }
+    let mut before = 0;
+    for (i, stage) in stages.iter().enumerate() {
+        let percent = stage.percent;
+        if !(1..=100).contains(&percent) {
+            out.refused.push(format!("spec.stages[{i}].percent: {percent} is not between 1 and 100"));
+        } else if percent <= before {
+            out.refused
+                .push(format!("spec.stages[{i}].percent: {percent} must be more than in the stage before, {before}"));
+        }
+        before = percent;
+    }
+    if !stages.is_empty() && before != 100 {
+        let i = stages.len() - 1;
+        out.refused.push(format!("spec.stages[{i}].percent: {before} must be 100 in the last stage"));
+    }
 }
 
 fn profile(name: &str, spec: &TenantProfileSpec, tenant: &str, context: &dyn AdmissionContext) -> Verdict {

@@ -193,10 +193,17 @@ fn choose(spec: &TenantRolloutSpec, tenant: &str, uid: &str, candidates: &[Candi
         tenant,
         tenant_uid: uid,
         candidates,
+        stored: None,
         recorded: &[],
+        failed: &[],
         keys: &Keys::default(),
         kept: &std::collections::BTreeSet::new(),
         load_error: None,
+        platform: &[],
+        evidence: None,
+        window: None,
+        stage_decisions: 0,
+        schema_gap: None,
         now: Timestamp::now(),
     });
     let stalled = next.status.conditions.iter().find(|c| c.type_ == STALLED);

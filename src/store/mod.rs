@@ -19,11 +19,14 @@ mod contract_arms;
 mod contract_history;
 #[cfg(test)]
 mod contract_replays;
+#[cfg(test)]
+mod contract_rollouts;
 mod filter;
 mod history;
 mod postgres;
 mod replays;
 mod replicated;
+mod rollouts;
 mod shipping;
 mod sink;
 mod sqlite;
@@ -40,6 +43,8 @@ pub use postgres::roles::{Login, Owner};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
 pub use replicated::{ReplicatedStore, Waiting};
+pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
+use rollouts::{rollout_json, rollout_of_json};
 pub use shipping::{Shipping, ShippingOptions};
 pub use sink::{AnchorSink, FileSink};
 pub use sqlite::{

@@ -22,6 +22,7 @@ pub(super) mod intake;
 mod ledger;
 mod migrations;
 pub mod roles;
+mod rollouts;
 mod sessions;
 #[cfg(test)]
 mod tests;

@@ -142,6 +142,7 @@ impl Arms for ReplicatedStore {
         })
     }
 
+    /// Directly: they are evidence, not records, and what is lost with PostgreSQL away is counted as not compared.
     fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
         self.postgres.save_shadows(rows)
     }

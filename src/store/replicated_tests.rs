@@ -10,6 +10,7 @@ use sqlx::Row as _;
 use super::*;
 use crate::gate::{CallOutcome, Outcome};
 use crate::store::contract::{self, commit, verify};
+use crate::store::contract_arms;
 use crate::store::testing::postgres::{Server, connect, fresh_database, fresh_database_on};
 use crate::store::testing::record;
 use crate::store::{PostgresOptions, SqliteOptions, Synchronous};
@@ -117,6 +118,31 @@ async fn a_signer_stays_seen() {
 #[tokio::test]
 async fn retention_leaves_a_tombstone() {
     contract::retention_leaves_a_tombstone(&*fresh().await.2, &key().verifying_key()).await;
+}
+
+#[tokio::test]
+async fn arms_are_counted_by_agent() {
+    contract_arms::arms_are_counted_by_agent(&*fresh().await.2).await;
+}
+
+#[tokio::test]
+async fn ninety_five_of_a_hundred_stay_below() {
+    contract_arms::ninety_five_of_a_hundred_stay_below(&*fresh().await.2).await;
+}
+
+#[tokio::test]
+async fn what_was_observed_counts_as_what_it_would_be() {
+    contract_arms::what_was_observed_counts_as_what_it_would_be(&*fresh().await.2).await;
+}
+
+#[tokio::test]
+async fn shadows_are_counted_and_the_worst_named() {
+    contract_arms::shadows_are_counted_and_the_worst_named(&*fresh().await.2).await;
+}
+
+#[tokio::test]
+async fn shadows_go_with_their_records() {
+    contract_arms::shadows_go_with_their_records(&*fresh().await.2).await;
 }
 
 /// What texts PostgreSQL can't hold or index must not stop the shipping of what comes after.

@@ -30,6 +30,7 @@ pub(super) mod outbox;
 mod queue;
 mod reader;
 mod replays;
+mod rollouts;
 #[cfg(test)]
 mod tests;
 
@@ -355,6 +356,7 @@ fn migrator() -> Migrator {
         of(2, "outcomes", include_str!("../../migrations/sqlite/0002_outcomes.sql")),
         of(3, "shipping", include_str!("../../migrations/sqlite/0003_shipping.sql")),
         of(4, "history", include_str!("../../migrations/sqlite/0004_history.sql")),
+        of(5, "rollouts", include_str!("../../migrations/sqlite/0005_rollouts.sql")),
         of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
         of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
     ])

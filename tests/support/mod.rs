@@ -12,6 +12,8 @@ pub mod jwt;
 pub mod mcp;
 mod operator;
 pub mod peers;
+#[path = "../../src/store/testing/postgres.rs"]
+pub mod postgres;
 mod proxy;
 mod replicas;
 

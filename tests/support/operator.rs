@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{eventually_blocking, free_port, tail};
@@ -54,6 +54,11 @@ impl Operator {
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     }
 
+    /// Also after a panic that had it: the process must be ended all the same.
+    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Its kubeconfig: to be written before it starts.
     pub fn kubeconfig(&self) -> &PathBuf {
         &self.kubeconfig
@@ -99,14 +104,14 @@ impl Operator {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh");
-        let before = self.running.lock().expect("lock").replace(Running { operator, guard });
+        let before = self.lock().replace(Running { operator, guard });
         assert!(before.is_none(), "the operator runs already");
     }
 
     /// Waits until /readyz says so.
     pub fn wait_ready(&self) {
         eventually_blocking("remit operator is ready", || {
-            if let Some(running) = self.running.lock().expect("lock").as_mut()
+            if let Some(running) = self.lock().as_mut()
                 && let Some(status) = running.operator.try_wait().expect("wait")
             {
                 panic!("remit operator ended ({status}); the end of its log:\n{}", tail(&self.log, 30));
@@ -114,11 +119,6 @@ impl Operator {
             let (status, body) = self.get("/readyz")?;
             if status == 200 { Ok(()) } else { Err(format!("{status} {body}; its log:\n{}", tail(&self.log, 15))) }
         });
-    }
-
-    /// Pid of the running process.
-    pub fn pid(&self) -> Option<u32> {
-        self.running.lock().expect("lock").as_ref().map(|r| r.operator.id())
     }
 
     /// Plain GET on the metrics port.
@@ -135,7 +135,7 @@ impl Operator {
 
     /// Pid of what runs.
     pub fn pid(&self) -> Option<u32> {
-        self.running.lock().expect("lock").as_ref().map(|running| running.operator.id())
+        self.lock().as_ref().map(|running| running.operator.id())
     }
 
     /// Sends it a signal, `STOP` and `CONT` for a pause.
@@ -148,7 +148,7 @@ impl Operator {
     /// Waits until it has ended by itself, as at a fault point. It can be started again then.
     pub fn wait_ended(&self) {
         eventually_blocking("remit operator ends by itself", || {
-            let mut running = self.running.lock().expect("lock");
+            let mut running = self.lock();
             match running.as_mut().map(|r| r.operator.try_wait().expect("wait")) {
                 None | Some(Some(_)) => Ok(*running = None),
                 Some(None) => Err(tail(&self.log, 5)),
@@ -169,7 +169,7 @@ impl Operator {
 
     /// Kills it as a crash would (SIGKILL).
     pub fn kill(&self) {
-        if let Some(mut running) = self.running.lock().expect("lock").take() {
+        if let Some(mut running) = self.lock().take() {
             // The guard first: it must never see the pid of a process that is gone.
             let _ = running.guard.kill();
             let _ = running.guard.wait();
@@ -180,7 +180,7 @@ impl Operator {
 
     /// Asks it to end (SIGTERM) and returns its exit code once it did.
     pub fn stop(&self) -> Option<i32> {
-        let mut running = self.running.lock().expect("lock").take()?;
+        let mut running = self.lock().take()?;
         let _ = running.guard.kill();
         let _ = running.guard.wait();
         let _ = Command::new("kill").args(["-TERM", &running.operator.id().to_string()]).status();

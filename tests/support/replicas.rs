@@ -67,6 +67,13 @@ impl Replicas {
         replicas
     }
 
+    /// One more start of a replica, armed: it ends (`REMIT_FAULT`) or pauses (`REMIT_PAUSE`) at a point of src/fault.rs. An empty name
+    /// disarms it.
+    pub fn arm(&self, i: usize, variable: &str, point: &str) {
+        let name = format!("replica-{i}");
+        self.replica(i).set_environment(&[("POD_NAME", &name), (variable, point)]);
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.others.len() + 1

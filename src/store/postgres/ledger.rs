@@ -1,15 +1,25 @@
 //! What is in force, high-water marks, signers seen, bytes that ended a parser.
 
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::{PgConnection, PgPool, PgRow};
 
 use super::history;
 use crate::store::values::{time, version};
 use crate::store::{Arrival, InForceRow, QUARANTINE_AFTER, StoreError};
 
 pub(super) async fn put_in_force(pool: &PgPool, row: &InForceRow, arrival: &Arrival) -> Result<(), StoreError> {
-    let new = version("version of the package", &row.version)?;
     let mut tx = pool.begin().await?;
+    put_in_force_by(&mut tx, row, arrival).await?;
+    Ok(tx.commit().await?)
+}
+
+/// The same in a transaction that is open already.
+pub(super) async fn put_in_force_by(
+    tx: &mut PgConnection,
+    row: &InForceRow,
+    arrival: &Arrival,
+) -> Result<(), StoreError> {
+    let new = version("version of the package", &row.version)?;
     // Two leaders for a moment must not both find that nothing is there.
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('remit in force ' || $1, 0))")
         .bind(&row.tenant_uid)
@@ -30,7 +40,7 @@ pub(super) async fn put_in_force(pool: &PgPool, row: &InForceRow, arrival: &Arri
             ),
         });
     }
-    history::put_policies(&mut tx, row, &arrival.policies).await?;
+    history::put_policies(tx, row, &arrival.policies).await?;
     sqlx::query(
         "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified, at, author, \
          applied_by, rolled_back_by, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
@@ -67,7 +77,7 @@ pub(super) async fn put_in_force(pool: &PgPool, row: &InForceRow, arrival: &Arri
         .execute(&mut *tx)
         .await?;
     }
-    Ok(tx.commit().await?)
+    Ok(())
 }
 
 pub(super) async fn in_force(pool: &PgPool, tenant_uid: &str) -> Result<Vec<InForceRow>, StoreError> {

@@ -18,6 +18,7 @@ fn migrator() -> Migrator {
     let mut migrator = Migrator::with_migrations(vec![
         of(1, "init", include_str!("../../../migrations/postgres/0001_init.sql")),
         of(4, "history", include_str!("../../../migrations/postgres/0004_history.sql")),
+        of(5, "rollouts", include_str!("../../../migrations/postgres/0005_rollouts.sql")),
         of(6, "arms", include_str!("../../../migrations/postgres/0006_arms.sql")),
     ]);
     // A replica of the version before may start while a newer one is rolled out: migrations only add.

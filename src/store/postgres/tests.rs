@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::store::testing::postgres::fresh_database;
-use crate::store::{contract, contract_arms, contract_history};
+use crate::store::{contract, contract_arms, contract_history, contract_rollouts};
 
 async fn fresh() -> Arc<PostgresStore> {
     let url = fresh_database().await.parse().unwrap();
@@ -40,6 +40,11 @@ async fn writers_at_once_leave_no_gap() {
 #[tokio::test]
 async fn shadows_are_counted_and_the_worst_named() {
     contract_arms::shadows_are_counted_and_the_worst_named(&*fresh().await).await;
+}
+
+#[tokio::test]
+async fn steps_of_rollouts_are_whole_and_in_order() {
+    contract_rollouts::steps_are_whole_and_in_order(&*fresh().await).await;
 }
 
 #[tokio::test]

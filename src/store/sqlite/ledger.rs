@@ -16,7 +16,8 @@ use crate::store::sqlite::replays::{self, ReplayWrite};
 use crate::store::values::{envelope, json, version};
 pub(super) use crate::store::values::{signed, time, unsigned};
 use crate::store::{
-    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, SessionRow, ShadowRow, StoreError, Tombstone, statement,
+    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, ShadowRow, StoreError, Tombstone,
+    statement,
 };
 
 /// Newest anchors that are kept; at one in 10 s more than a day of full load. An older one proves nothing that a newer
@@ -37,6 +38,8 @@ pub(super) enum Write {
         username: String,
         at: Timestamp,
     },
+    /// A step of a rollout.
+    Rollout(Box<(RolloutCommit, Vec<Arrival>)>),
     Signer(String),
     Call(String, CallReport),
     /// Forgets reports of calls that are elsewhere.
@@ -82,6 +85,7 @@ pub(super) async fn apply(
         Write::Applied { tenant, digest, username, at } => {
             history::note_applied(conn, &tenant, &digest, &username, at).await
         }
+        Write::Rollout(step) => super::rollouts::commit(conn, step.0, step.1).await,
         Write::Signer(uid) => {
             let sql = "INSERT INTO signer_seen (tenant_uid) VALUES (?) ON CONFLICT DO NOTHING";
             Ok(sqlx::query(sql).bind(uid).execute(conn).await?.rows_affected())
@@ -146,7 +150,11 @@ async fn save_sessions(conn: &mut SqliteConnection, rows: Vec<SessionRow>) -> Re
     Ok(n)
 }
 
-async fn put_in_force(conn: &mut SqliteConnection, row: InForceRow, arrival: Arrival) -> Result<u64, StoreError> {
+pub(super) async fn put_in_force(
+    conn: &mut SqliteConnection,
+    row: InForceRow,
+    arrival: Arrival,
+) -> Result<u64, StoreError> {
     let new = version("version of the package", &row.version)?;
     let sql = "SELECT * FROM in_force WHERE tenant_uid = ? AND revision = ?";
     let known = sqlx::query(sql).bind(&row.tenant_uid).bind(row.revision).fetch_optional(&mut *conn).await?;

@@ -142,6 +142,11 @@ async fn the_database_itself_keeps_the_history() {
 }
 
 #[tokio::test]
+async fn steps_of_rollouts_are_whole_and_in_order() {
+    crate::store::contract_rollouts::steps_are_whole_and_in_order(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn a_signer_stays_seen() {
     contract::a_signer_stays_seen(&*fresh().await.1).await;
 }
