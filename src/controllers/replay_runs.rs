@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::api::{ReplaySelection, ReplayState, RolloutReplay};
-use crate::lifecycle::evidence::{Progress, ProofSummary, Question, ReplaySummary};
+use crate::lifecycle::evidence::{Progress, Question, ReplaySummary};
 use crate::policy::{CompiledPackage, Side, base_platform, sha256_text};
 use crate::replay::{EffectiveSet, Recorded, Replay, Report, Tally, Task};
 use crate::source::kubernetes::Objects;
@@ -88,7 +88,7 @@ impl ReplayRunner {
     }
 
     /// The replay of a rollout's question: begun, under way, or done. Only a completed run of exactly this question counts.
-    async fn answer(&self, question: &Question) -> Progress<ReplaySummary> {
+    pub async fn answer(&self, question: &Question) -> Progress<ReplaySummary> {
         let rollout = self.objects.as_ref().and_then(|o| o.rollout_of(&question.tenant));
         let wanted = rollout.and_then(|r| r.0.as_ref().ok()?.spec.replay.clone()).unwrap_or_default();
         let _one = self.asking.lock().await;
