@@ -86,7 +86,7 @@ impl Operator {
             .arg(format!("--metrics-listen=127.0.0.1:{}", self.metrics))
             .arg("--dns-names=localhost,127.0.0.1")
             // A killed one's lease runs out sooner than by default.
-            .args(["--lease-seconds=6", "--lease-renew-seconds=4", "--lease-retry-seconds=1"])
+            .args(["--lease-seconds=10", "--lease-renew-seconds=7", "--lease-retry-seconds=1"])
             .arg("--data-dir")
             .arg(&self.data)
             .args(&self.arguments)
