@@ -23,6 +23,7 @@ use self::access::{LocalRights, LocalTokens};
 use self::metrics::FolderNumbers;
 use self::reload::Said;
 use self::state::{State, StateError};
+use crate::controllers::replay_runs::ReplayRunner;
 use crate::gate::Snapshot;
 use crate::server::issuers::{Issuer, Issuers, IssuersError};
 use crate::server::tls::{Limits, serve};
@@ -133,11 +134,14 @@ impl Laptop {
                 return Err(error.into());
             }
         };
+        let past = Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) });
+        let runner = Arc::new(ReplayRunner::new(sqlite.clone(), past.clone(), None, tenant.clone()));
         let server = Arc::new(Server {
             snapshot: snapshot.clone(),
             freshness,
             journal: sqlite.clone(),
             store: store.clone(),
+            replays: sqlite.clone(),
             authenticator,
             authorizer: Arc::new(LocalRights { tenant: tenant.clone() }),
             sessions: sessions.clone(),
@@ -153,7 +157,7 @@ impl Laptop {
             },
             gate: crate::gate::check,
             lanes: Lanes::default(),
-            past: Arc::new(KeptFiles { dir: options.dir.clone(), compiler: Compiler::new(store.clone()) }),
+            past,
             // A folder has one package at a time.
             shadow: Arc::new(Shadow::off()),
             control: None,
@@ -175,6 +179,7 @@ impl Laptop {
         tasks.spawn(serve(listener, None, router.clone(), limits, server.metrics.clone(), stopped.clone()));
         tasks.spawn(reload::follow(feed, taken, said, stopped.clone()));
         tasks.spawn(sessions.run(server, stopped.clone()));
+        tasks.spawn(runner.run(stopped.clone()));
         tasks.spawn(retain(store, snapshot, tenant, stopped));
         Ok(Self { router, sqlite, socket, stop, tasks: tokio::sync::Mutex::new(tasks) })
     }

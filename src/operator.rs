@@ -36,7 +36,9 @@ use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
-use crate::controllers::preflight::NoEvidence;
+use crate::controllers::preflight::Evidence;
+use crate::controllers::proofs::Proofs;
+use crate::controllers::replay_runs::ReplayRunner;
 use crate::controllers::{self, Context};
 use crate::gate::{Snapshot, arms_key};
 use crate::lifecycle::election::Terms;
@@ -51,7 +53,7 @@ use crate::source::compile::Compiler;
 use crate::source::index::Faults;
 use crate::source::kubernetes::{self, SourceError, Watching, call};
 use crate::source::past::KeptObjects;
-use crate::store::{Store, StoreError};
+use crate::store::{Replays, Store, StoreError};
 
 /// Time for the controllers' passes under way at stop.
 const LAST_PASSES: Duration = Duration::from_secs(10);
@@ -80,6 +82,9 @@ pub enum OperatorError {
     /// PostgreSQL.
     #[error("{0}")]
     Postgres(String),
+    /// Its own program, which proves in a process of its own.
+    #[error("this program does not know where it is: {0}")]
+    Program(std::io::Error),
     /// Issuers.
     #[error(transparent)]
     Issuers(#[from] IssuersError),
@@ -132,6 +137,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
     let sink = anchors::ConfigMapSink::new(client.clone(), &args.namespace, public_key.to_pem().to_owned());
     let storage = Storage::open(&args, keys.installation, Arc::new(sink)).await?;
     let store: Arc<dyn Store> = storage.store.clone();
+    let replays: Arc<dyn Replays> = storage.replays.clone();
     let sessions = Sessions::load(store.as_ref()).await;
     let sessions = sessions
         .map_err(|source| OperatorError::Store { dir: args.data_dir.display().to_string(), source })
@@ -146,6 +152,11 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         feed::Into { compiler: &compiler, snapshot: &snapshot, faults: &faults, freshness: &freshness, arms_key };
     let mut feed = Feed::start(&args, &watching, &installation, into);
     let past = Arc::new(KeptObjects { objects: feed.objects.clone(), compiler: compiler.clone() });
+    let runner = ReplayRunner::new(replays.clone(), past.clone(), Some(feed.objects.clone()), args.namespace.clone());
+    let runner = Arc::new(runner);
+
+    let proofs = Proofs::of_operator(feed.objects.clone(), args.namespace.clone()).map_err(OperatorError::Program)?;
+    let preflight = Arc::new(Evidence::new(runner.clone(), proofs));
 
     let (office, leadership) = leadership();
     let tally = Arc::new(Tally::default());
@@ -156,6 +167,9 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         client: client.clone(),
         objects: feed.objects.clone(),
         store: store.clone(),
+        replays: replays.clone(),
+        runner,
+        past: past.clone(),
         compiler,
         faults,
         recorder: Recorder::new(client.clone(), reporter),
@@ -167,11 +181,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         snapshot: snapshot.clone(),
         tests: crate::source::judge::TestResults::default(),
         quiet: controllers::tenant_rollout::Quiet::default(),
-        rollout: controllers::tenant_rollout::Rollout::new(
-            storage.rollouts.clone(),
-            storage.arms.clone(),
-            Arc::new(NoEvidence),
-        ),
+        rollout: controllers::tenant_rollout::Rollout::new(storage.rollouts.clone(), storage.arms.clone(), preflight),
         issuers: issuers.clone(),
         leadership: leadership.clone(),
         failures: AtomicU64::new(0),
@@ -191,6 +201,7 @@ pub async fn run(args: Operator) -> Result<(), OperatorError> {
         freshness,
         journal: storage.journal.clone(),
         store: store.clone(),
+        replays,
         authenticator,
         authorizer: Arc::new(ReviewedAccess::new(reviews, clock.clone(), metrics.clone())),
         sessions: sessions.clone(),

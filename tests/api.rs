@@ -59,7 +59,7 @@ impl<'a> Space<'a> {
         let name = format!("api-{purpose}-{}", support::unique());
         let verbs = json!(["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"]);
         let role = |kind: &str, name: &str, rules: Value| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "rules": rules});
-        let kinds = ["agents", "policypackages", "tenantrollouts", "tenantprofiles"];
+        let kinds = ["agents", "policypackages", "policyreplays", "tenantrollouts", "tenantprofiles"];
         let resources: Vec<_> = kinds.iter().flat_map(|k| [(*k).to_owned(), format!("{k}/status")]).collect();
         kube.must(&["create", "namespace", &name], "");
         let list = json!({"apiVersion": "v1", "kind": "List", "items": [
@@ -343,6 +343,10 @@ fn rollout_and_profile_are_named_default_and_in_range() {
     let kube = Kube::shared();
     let space = Space::new(&kube, "default");
     let digest = format!("sha256:{}", "a".repeat(64));
+    let stages = |percents: Value| {
+        let each = percents.as_array().unwrap().iter().map(|p| json!({"percent": p}));
+        json!({"stages": each.collect::<Vec<_>>()})
+    };
     for (kind, name, spec, reasons) in [
         ("TenantRollout", "other", json!({}), vec!["metadata.name must be 'default'"]),
         ("TenantProfile", "other", json!({}), vec!["metadata.name must be 'default'"]),
@@ -362,6 +366,34 @@ fn rollout_and_profile_are_named_default_and_in_range() {
             vec!["exactly one package"],
         ),
         ("TenantRollout", "default", json!({"package": {"name": "P_"}}), vec!["spec.package.name"]),
+        ("TenantRollout", "default", stages(json!([])), vec!["spec.stages", "at least 1"]),
+        (
+            "TenantRollout",
+            "default",
+            stages(json!([5, 0, 100])),
+            vec!["spec.stages[1].percent", "greater than or equal to 1"],
+        ),
+        (
+            "TenantRollout",
+            "default",
+            stages(json!([-5, 100])),
+            vec!["spec.stages[0].percent", "greater than or equal to 1"],
+        ),
+        (
+            "TenantRollout",
+            "default",
+            stages(json!([5, 101])),
+            vec!["spec.stages[1].percent", "less than or equal to 100"],
+        ),
+        ("TenantRollout", "default", stages(json!([5, 25, 25, 100])), vec!["stages[2].percent: must be more than"]),
+        ("TenantRollout", "default", stages(json!([25, 5, 100])), vec!["stages[1].percent: must be more than"]),
+        ("TenantRollout", "default", stages(json!([5, 25])), vec!["stages[1].percent: must be 100 in the last stage"]),
+        ("TenantRollout", "default", stages(json!([5.5, 100])), vec!["spec.stages[0].percent", "integer"]),
+        ("TenantRollout", "default", stages(json!([true, 100])), vec!["spec.stages[0].percent", "integer"]),
+        ("TenantRollout", "default", stages(json!(["5", 100])), vec!["spec.stages[0].percent", "integer"]),
+        ("TenantRollout", "default", json!({"stages": [{"minSeconds": 1}]}), vec!["spec.stages[0].percent"]),
+        ("TenantRollout", "default", json!({"budgets": {"errorPercent": 101}}), vec!["spec.budgets.errorPercent"]),
+        ("TenantRollout", "default", json!({"onInconclusive": "Hope"}), vec!["spec.onInconclusive"]),
         ("TenantProfile", "default", json!({"sessionTimeoutSeconds": 9}), vec!["spec.sessionTimeoutSeconds"]),
         ("TenantProfile", "default", json!({"sessionTimeoutSeconds": 86_401}), vec!["spec.sessionTimeoutSeconds"]),
         ("TenantProfile", "default", json!({"retentionDays": 0}), vec!["spec.retentionDays"]),
@@ -393,6 +425,8 @@ fn rollout_and_profile_are_named_default_and_in_range() {
         ("TenantRollout", json!({})),
         ("TenantRollout", json!({"package": {"name": "p", "version": "^1"}, "revisionHistoryLimit": 100})),
         ("TenantRollout", json!({"package": {"digest": digest}})),
+        ("TenantRollout", stages(json!([100]))),
+        ("TenantRollout", stages(json!([1, 2, 99, 100]))),
         ("TenantProfile", json!({"sessionTimeoutSeconds": 10, "retentionDays": 3650})),
         ("TenantProfile", json!({"enforcement": "Enforce"})),
         ("TenantProfile", json!({"enforcement": "Observe", "observeUntil": "2026-01-31T12:00:00Z"})),
@@ -412,6 +446,8 @@ fn explain_and_columns_read_well() {
         ("policypackage", "An immutable version of a tenant's policies"),
         ("policypackage.spec.tools", "`server/name`, as agents call it."),
         ("policysigner.spec.revoked", "Superseded"),
+        ("policyreplay", "evaluated again under two of its packages"),
+        ("policyreplay.spec.invariants", "one of Remit's own, by its name alone"),
         ("tenantrollout", "Which package is in force in this namespace."),
         ("tenantprofile.spec", "Seconds without heartbeat"),
     ] {
@@ -424,6 +460,7 @@ fn explain_and_columns_read_well() {
     let signer = format!("api-columns-{}", support::unique());
     space.must(&["create", "-f", "-"], &agent("me", &json!({"type": "coder", "trustLevel": 2})));
     space.must(&["create", "-f", "-"], &object("PolicyPackage", "demo", &package_spec("1.0.0")));
+    space.must(&["create", "-f", "-"], &object("PolicyReplay", "demo", &json!({"candidate": {}})));
     space.must(&["create", "-f", "-"], &object("TenantProfile", "default", &json!({})));
     space.must(&["apply", "-f", "-"], &object("TenantRollout", "default", &json!({})));
     let key = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA/FHNjmIYoaONpH7QAjDwWAgW7RO6MwOsXeuRFUiQgCU=\n-----END PUBLIC KEY-----\n";
@@ -434,6 +471,7 @@ fn explain_and_columns_read_well() {
     for (resource, columns) in [
         ("ag", "NAME TYPE TRUST SUSPENDED READY REASON AGE"),
         ("pp", "NAME PACKAGE VERSION SIGNED POLICIES READY REASON AGE"),
+        ("prep", "NAME STATE VERDICT REPLAYED CRITICAL HIGH READY REASON AGE"),
         ("tro", "NAME PHASE PACKAGE VERSION CANDIDATE READY REASON AGE"),
         ("tprof", "NAME SESSION-TIMEOUT RETENTION-DAYS OBSERVING READY REASON AGE"),
         ("psign", "NAME TENANTS PACKAGES REVOKED READY REASON AGE"),
@@ -464,6 +502,7 @@ fn forged_status_without_verb() {
     let space = Space::new(&kube, "status");
     space.must(&["create", "-f", "-"], &agent("me", &json!({})));
     space.must(&["create", "-f", "-"], &object("PolicyPackage", "demo", &package_spec("1.0.0")));
+    space.must(&["create", "-f", "-"], &object("PolicyReplay", "demo", &json!({"candidate": {}})));
     space.must(&["create", "-f", "-"], &object("TenantProfile", "default", &json!({})));
     space.must(&["apply", "-f", "-"], &object("TenantRollout", "default", &json!({})));
     let said = |resource: &str| match resource {
@@ -476,6 +515,7 @@ fn forged_status_without_verb() {
     for (resource, name, status) in [
         ("agent", "me", json!({"riskBand": "low"})),
         ("policypackage", "demo", json!({"policies": 1})),
+        ("policyreplay", "demo", json!({"state": "completed", "verdict": "pass"})),
         ("tenantprofile", "default", json!({"effective": {"sessionTimeoutSeconds": 1, "retentionDays": 1}})),
         ("tenantrollout", "default", json!({"phase": "Healthy", "stable": forged})),
     ] {

@@ -287,6 +287,7 @@ async fn like_bomb_argument() {
             )
         })
         .collect();
+    c.rolls_out_at_once(&bomber);
     c.apply(&bomber, &package("1.1.0", &format!("{POLICIES}{patterns}"))).unwrap();
     c.wait_for(&bomber, "policypackage/first-1.1.0", "Ready");
     let bomb = call("coder", "git/log", json!({"command": "a".repeat(60_000)}));

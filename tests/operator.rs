@@ -203,6 +203,7 @@ async fn signer_becomes_ready_and_refuses_what_is_unsigned_from_then_on() {
     let c = cluster();
     let tenant = c.namespace("signed").await;
     let token = c.coder(&tenant).await;
+    c.rolls_out_at_once(&tenant);
     c.put(&tenant, &spec("1.0.0", &[READS]));
     c.expect(&token, &tenant, "files/read", "allowed").await;
     let name = format!("signer-{tenant}");
@@ -319,6 +320,7 @@ async fn restart_changes_no_answer() {
     let c = Cluster::start_own();
     let tenant = c.namespace("restart").await;
     let token = c.coder(&tenant).await;
+    c.rolls_out_at_once(&tenant);
     c.put(&tenant, &spec("1.0.0", &[READS]));
     c.apply(&tenant, &signer("s", &tenant, &key(1), None)).unwrap();
     c.wait_for(&tenant, "policysigner/s", "Ready");
@@ -359,6 +361,7 @@ async fn compromised_signer_leaves_force() {
     let mut tokens = Vec::new();
     for tenant in [&running, &restarted] {
         let token = c.coder(tenant).await;
+        c.rolls_out_at_once(tenant);
         for (name, seed) in [("good", 1), ("bad", 2)] {
             c.apply(tenant, &signer(&format!("{name}-{tenant}"), tenant, &key(seed), None)).unwrap();
         }
@@ -456,6 +459,7 @@ async fn a_new_version_changes_the_answer() {
     let c = cluster();
     let tenant = c.namespace("next").await;
     let token = c.coder(&tenant).await;
+    c.rolls_out_at_once(&tenant);
     c.put(&tenant, &spec("1.0.0", &[READS]));
     c.expect(&token, &tenant, "files/write", "no_permit").await;
     c.apply(&tenant, &package(&spec("1.1.0", &[READS, WRITES])).1).unwrap();

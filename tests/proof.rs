@@ -5,7 +5,9 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
+use crate::operator::{READS, WRITES, package, spec};
 use crate::support::folder::{Folder, remit};
+use crate::support::{cluster, eventually_blocking};
 
 const BASELINE: &str = r#"
 @id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");
@@ -223,4 +225,44 @@ fn the_ci_example_leaves_one_comment_and_fails_on_a_budget() {
         "{comment}"
     );
     assert!(comment.contains("new call"), "{comment}");
+}
+
+/// On a real API server: the leader proves in the background what the candidate newly lets through, and the rollout ends there where its
+/// budget says that nobody may do more.
+#[tokio::test]
+async fn a_rollout_shows_its_proof_and_is_held_to_it() {
+    let c = cluster();
+    let tenant = c.namespace("proof").await;
+    let rollout = json!({
+        "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
+        "spec": {
+            "stages": [{"percent": 100, "minSeconds": 0, "minDecisions": 0}],
+            "onInconclusive": "Proceed",
+            "budgets": {"proof": "NoExpansion"},
+        },
+    });
+    c.apply(&tenant, &rollout.to_string()).unwrap();
+    let put = |version: &str, policies: &[&str]| c.apply(&tenant, &package(&spec(version, policies)).1).unwrap();
+    let status = |what: &str, holds: &dyn Fn(&Value) -> bool| {
+        eventually_blocking(what, || {
+            let status = c.rollout(&tenant)["status"].clone();
+            if holds(&status) { Ok(status) } else { Err(status.to_string()) }
+        })
+    };
+    put("1.0.0", &[READS]);
+    status("the first package is in force", &|s| s["stable"]["version"] == "1.0.0");
+    put("1.1.0", &[READS, WRITES]);
+    let refused = status("the expansion is found", &|s| s["phase"] == "Degraded");
+    let proof = refused["proof"].as_str().unwrap();
+    assert!(proof.starts_with("expands; with a human expands; "), "{proof}");
+    assert!(proof.contains("an agent (trust 1) calls files/write"), "{proof}");
+    assert_eq!(refused["stable"]["version"], "1.0.0");
+    let failed =
+        refused["verdict"]["checks"].as_array().unwrap().iter().find(|c| c["name"] == "proof").unwrap().clone();
+    assert_eq!((&failed["result"], &failed["threshold"]), (&json!("Fail"), &json!("nobody may do more")), "{failed}");
+    // What restricts goes through by itself.
+    let narrowed = READS.replace(';', " when { principal.trust >= 2 };");
+    put("1.2.0", &[&narrowed]);
+    let now = status("the restriction is in force", &|s| s["stable"]["version"] == "1.2.0");
+    assert_eq!(now["phase"], "Healthy", "{now}");
 }

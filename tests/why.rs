@@ -246,6 +246,7 @@ async fn why_in_a_cluster_explains_by_the_package_that_decided() {
     let (tenant, coder, _) = tenant(c).await;
     let denied = c.call(&coder, &tenant, "coder", "git/push", json!({})).await;
     let id = denied["context"]["decision_id"].as_str().unwrap().to_owned();
+    c.rolls_out_at_once(&tenant);
     c.apply(&tenant, &package("1.1.0", &POLICIES.replace("principal.trust >= 3", "principal.trust >= 2"))).unwrap();
     c.answered(&coder, &tenant, &call("coder", "git/push", json!({})), "allowed").await;
     c.kubectl(&["delete", "policypackage", "first-1.0.0", "-n", &tenant]).unwrap();

@@ -21,6 +21,7 @@ mod policy;
 mod postgres;
 mod prospects;
 mod prove;
+mod replay;
 mod rollout;
 mod serve;
 mod suggest;
@@ -68,6 +69,7 @@ enum Command {
     Suggest(Box<suggest::Suggest>),
     Diff(Box<diff::DiffArgs>),
     Prove(Box<prove::Prove>),
+    Replay(Box<replay::ReplayArgs>),
     /// Proves one question from standard input; for Remit's own use
     #[command(hide = true, name = crate::proof::worker::COMMAND)]
     ProveWorker,
@@ -99,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Suggest(args) => block_on(suggest::run(*args)),
         Command::Diff(args) => block_on(diff::run(*args)),
         Command::Prove(args) => block_on(prove::run(*args)),
+        Command::Replay(args) => block_on(replay::run(*args)),
         Command::ProveWorker => prove::worker(),
         Command::Generate(args) => generate::run(&args),
     }

@@ -56,27 +56,32 @@ pub struct ProofArgs {
     pub memory: u64,
 }
 
+/// The invariants of `--invariant`, all of which mean something.
+pub fn declared(invariants: &[String]) -> Result<Vec<Invariant>, CommandError> {
+    let mut all = Vec::new();
+    for named in invariants {
+        let text = named.trim_start();
+        let usage = |e: String| CommandError::Usage(format!("--invariant {named}: {e}"));
+        if text.starts_with('{') {
+            all.push(serde_json::from_str(text).map_err(|e| usage(e.to_string()))?);
+        } else if Path::new(named).is_file() {
+            let text = read_small(Path::new(named))?;
+            let listed: Vec<Invariant> = serde_saphyr::from_str(&text).map_err(|e| usage(e.to_string()))?;
+            all.extend(listed);
+        } else {
+            all.push(Invariant::named(named.as_str()));
+        }
+    }
+    for invariant in &all {
+        invariant.meaning().map_err(|e| CommandError::Usage(e.to_string()))?;
+    }
+    Ok(all)
+}
+
 impl ProofArgs {
     /// The invariants, all of which mean something.
     pub fn invariants(&self) -> Result<Vec<Invariant>, CommandError> {
-        let mut all = Vec::new();
-        for named in &self.invariant {
-            let text = named.trim_start();
-            let usage = |e: String| CommandError::Usage(format!("--invariant {named}: {e}"));
-            if text.starts_with('{') {
-                all.push(serde_json::from_str(text).map_err(|e| usage(e.to_string()))?);
-            } else if Path::new(named).is_file() {
-                let text = read_small(Path::new(named))?;
-                let listed: Vec<Invariant> = serde_saphyr::from_str(&text).map_err(|e| usage(e.to_string()))?;
-                all.extend(listed);
-            } else {
-                all.push(Invariant::named(named.as_str()));
-            }
-        }
-        for invariant in &all {
-            invariant.meaning().map_err(|e| CommandError::Usage(e.to_string()))?;
-        }
-        Ok(all)
+        declared(&self.invariant)
     }
 
     /// Proves, in a process of its own.

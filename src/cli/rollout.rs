@@ -243,7 +243,7 @@ impl Cluster {
                 action: kind.as_str().into(),
                 reason: reason.clone(),
                 revision: to,
-                digest: Some(subject(&rollout, kind)?),
+                digest: subject(&rollout, kind)?,
                 via: None,
             };
             let patch = Patch::Merge(append_action(&rollout, &action).map_err(Error::Full)?);
@@ -272,14 +272,22 @@ impl Cluster {
     }
 }
 
-/// Digest of what the action is about: if another one is there by the time it is handled, nothing is done.
-fn subject(rollout: &TenantRollout, kind: ActionKind) -> Result<String, Error> {
+/// Digest of what the action is about: if another one is there by the time it is handled, nothing is done. A tenant can be paused before
+/// anything is under way.
+fn subject(rollout: &TenantRollout, kind: ActionKind) -> Result<Option<String>, Error> {
     let status = rollout.status.as_ref();
-    let (of, none) = match kind {
-        ActionKind::Rollback => (status.and_then(|s| s.stable.as_ref()), "nothing is in force"),
-        _ => (status.and_then(|s| s.candidate.as_ref()), "no rollout is under way"),
-    };
-    of.map(|r| r.digest.clone()).ok_or(Error::Nothing(none))
+    let digest = |r: Option<&RevisionStatus>| r.map(|r| r.digest.clone());
+    let candidate = digest(status.and_then(|s| s.candidate.as_ref()));
+    match kind {
+        ActionKind::Pause | ActionKind::Resume => Ok(candidate),
+        ActionKind::Rollback => {
+            let stable = digest(status.and_then(|s| s.stable.as_ref()));
+            stable.map(Some).ok_or(Error::Nothing("nothing is in force"))
+        }
+        ActionKind::Promote | ActionKind::PromoteFull | ActionKind::Abort => {
+            candidate.map(Some).ok_or(Error::Nothing("no rollout is under way"))
+        }
+    }
 }
 
 /// The API server's refusal in short, and what helps.
@@ -407,13 +415,14 @@ mod tests {
     fn an_action_is_about_what_is_there() {
         let mut rollout = TenantRollout::new(DEFAULT_NAME, Default::default());
         for kind in ActionKind::ALL {
-            assert!(subject(&rollout, kind).is_err());
+            let without = matches!(kind, ActionKind::Pause | ActionKind::Resume);
+            assert_eq!(subject(&rollout, kind).ok(), without.then_some(None), "{kind:?}");
         }
         let of = |digest: &str| Some(RevisionStatus { digest: digest.into(), ..RevisionStatus::default() });
         let status = TenantRolloutStatus { stable: of("s"), candidate: of("c"), ..TenantRolloutStatus::default() };
         rollout.status = Some(status);
-        assert_eq!(subject(&rollout, ActionKind::Rollback).unwrap(), "s");
-        assert_eq!(subject(&rollout, ActionKind::PromoteFull).unwrap(), "c");
+        assert_eq!(subject(&rollout, ActionKind::Rollback).unwrap().as_deref(), Some("s"));
+        assert_eq!(subject(&rollout, ActionKind::PromoteFull).unwrap().as_deref(), Some("c"));
     }
 
     #[test]

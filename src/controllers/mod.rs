@@ -10,9 +10,11 @@ pub mod certificates;
 pub mod keys;
 pub mod leadership;
 mod policy_package;
+mod policy_replay;
 mod policy_signer;
 pub mod preflight;
 pub mod proofs;
+pub mod replay_runs;
 mod tenant_profile;
 pub mod tenant_rollout;
 pub mod verdict;
@@ -60,6 +62,12 @@ pub struct Context {
     pub objects: Objects,
     /// What is recorded.
     pub store: Arc<dyn Store>,
+    /// Runs of replays.
+    pub replays: Arc<dyn crate::store::Replays>,
+    /// Carries them out while this replica leads.
+    pub runner: Arc<replay_runs::ReplayRunner>,
+    /// Packages by digest, those that are not in force any more too.
+    pub past: Arc<dyn crate::source::past::PastPackages>,
     /// Compiles packages.
     pub compiler: Arc<Compiler>,
     /// Why packages in force can't be loaded.
@@ -214,6 +222,7 @@ struct Queues {
     signers: UnboundedSender<ObjectRef<policy_signer::Object>>,
     namespaces: UnboundedSender<ObjectRef<tenant_rollout::Object>>,
     profiles: UnboundedSender<ObjectRef<tenant_profile::Object>>,
+    replays: UnboundedSender<ObjectRef<policy_replay::Object>>,
 }
 
 /// Starts every controller. They end, after the pass that is under way, when `stop` says so.
@@ -226,6 +235,7 @@ pub fn start(ctx: Arc<Context>, changes: UnboundedReceiver<Change>, stop: watch:
         signers: control("policysigner", &mut tasks, &ctx, o.signers.clone(), policy_signer::reconcile),
         namespaces: control("tenantrollout", &mut tasks, &ctx, o.namespaces.clone(), tenant_rollout::reconcile),
         profiles: control("tenantprofile", &mut tasks, &ctx, o.profiles.clone(), tenant_profile::reconcile),
+        replays: control("policyreplay", &mut tasks, &ctx, o.replays.clone(), policy_replay::reconcile),
     };
     tasks.spawn(route(ctx.clone(), queues, changes, stop));
     tasks
@@ -302,6 +312,7 @@ impl Queues {
                 send_all(&self.signers, &o.signers);
                 send_all(&self.namespaces, &o.namespaces);
                 send_all(&self.profiles, &o.profiles);
+                send_all(&self.replays, &o.replays);
             }
             Change::Namespace(n) => {
                 for package in o.packages_of(&n) {
@@ -334,6 +345,9 @@ impl Queues {
                 }
             }
             Change::Revision(n) | Change::Loaded(n) => self.namespace(&n),
+            Change::Replay(n, name) => {
+                let _ = self.replays.unbounded_send(ObjectRef::new(&name).within(&n));
+            }
             Change::Profile(n) if n == ctx.namespace => send_all(&self.profiles, &o.profiles),
             Change::Profile(n) => {
                 let _ = self.profiles.unbounded_send(ObjectRef::new(crate::api::DEFAULT_NAME).within(&n));

@@ -42,7 +42,8 @@ pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<Action,
     let now = Timestamp::now();
     let namespace = replay.namespace().unwrap_or_default();
     let api: Api<PolicyReplay> = ctx.api(&namespace);
-    let finished = replay.status.as_ref().and_then(|s| Some((s.state.filter(|s| s.finished())?, s.finished_at.clone()?)));
+    let finished =
+        replay.status.as_ref().and_then(|s| Some((s.state.filter(|s| s.finished())?, s.finished_at.clone()?)));
     if let Some((_, at)) = finished {
         return expire(&api, replay, at.0, now).await;
     }
@@ -85,7 +86,9 @@ async fn expire(
     let preconditions = Preconditions { uid: replay.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match call("policyreplays", api.delete(&replay.name_any(), &params)).await {
-        Ok(_) => tracing::info!(name = %replay.name_any(), namespace = replay.namespace(), "a finished replay is deleted"),
+        Ok(_) => {
+            tracing::info!(name = %replay.name_any(), namespace = replay.namespace(), "a finished replay is deleted")
+        }
         Err(error) if error.status().is_some_and(|s| s.is_not_found()) => {}
         Err(error) => return Err(error.into()),
     }
@@ -204,7 +207,3 @@ fn progress(
         _ => Some(ReplayProgress { done: number(run.done), total: number(run.total), at: Some(Time(now)) }),
     }
 }
-
-#[cfg(test)]
-#[path = "policy_replay_tests.rs"]
-mod unit;

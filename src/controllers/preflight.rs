@@ -5,8 +5,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
-use crate::lifecycle::evidence::{Progress, ProofSummary, ProofVerdict, Question, ReplaySummary};
+use super::proofs::Proofs;
+use super::replay_runs::ReplayRunner;
+use crate::lifecycle::evidence::{Progress, ProofSummary, Question, ReplaySummary};
 
 /// A future of these.
 pub type Polled<'a, T> = Pin<Box<dyn Future<Output = Progress<T>> + Send + 'a>>;
@@ -19,24 +22,25 @@ pub trait Preflight: Send + Sync {
     fn prove<'a>(&'a self, question: &'a Question) -> Polled<'a, ProofSummary>;
 }
 
-/// Nothing makes evidence: nothing was replayed and nothing is proved. A rollout waits for a person by it, or goes on where its spec says
-/// so; it never passes.
-pub struct NoEvidence;
+/// What a rollout asks: replays of the store's records, and proofs.
+pub struct Evidence {
+    replays: Arc<ReplayRunner>,
+    proofs: Proofs,
+}
 
-impl Preflight for NoEvidence {
-    fn replay<'a>(&'a self, _: &'a Question) -> Polled<'a, ReplaySummary> {
-        Box::pin(async { Progress::Done(ReplaySummary::default()) })
+impl Evidence {
+    /// Of these two.
+    pub fn new(replays: Arc<ReplayRunner>, proofs: Proofs) -> Self {
+        Self { replays, proofs }
+    }
+}
+
+impl Preflight for Evidence {
+    fn replay<'a>(&'a self, question: &'a Question) -> Polled<'a, ReplaySummary> {
+        Box::pin(self.replays.replay(question))
     }
 
-    fn prove<'a>(&'a self, _: &'a Question) -> Polled<'a, ProofSummary> {
-        let unknown = ProofSummary {
-            alone: ProofVerdict::Unknown,
-            with_approval: ProofVerdict::Unknown,
-            counter_examples: Vec::new(),
-            unknown_because: Some("there is no prover".into()),
-            invariants_failed: Vec::new(),
-            solver_millis: 0,
-        };
-        Box::pin(async { Progress::Done(unknown) })
+    fn prove<'a>(&'a self, question: &'a Question) -> Polled<'a, ProofSummary> {
+        Box::pin(async { self.proofs.prove(question) })
     }
 }

@@ -7,12 +7,14 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use super::preflight::{Polled, Preflight};
 use crate::api::{Invariant, PolicyPackageSpec, RevisionStatus};
-use crate::lifecycle::evidence::{Progress, ProofSummary, Question};
+use crate::lifecycle::evidence::{Progress, ProofSummary, Question, ReplaySummary};
 use crate::policy::{base_platform, digest};
 use crate::proof::worker::Prover;
-use crate::proof::{Input, Proof};
+use crate::proof::{Input, Limits, Proof};
 use crate::source::index::find_bytes;
 use crate::source::kubernetes::Objects;
 
@@ -90,7 +92,16 @@ pub struct Proofs {
     state: Arc<Mutex<State>>,
 }
 
+/// What a proof may cost beside the operator: its pod has a limit on memory, and checks come first.
+const BESIDE: Limits = Limits { time: Duration::from_secs(60), query: Duration::from_secs(20), memory: 384 << 20 };
+
 impl Proofs {
+    /// As the operator proves: what is watched, in a worker of this very program.
+    pub fn of_operator(objects: Objects, namespace: String) -> std::io::Result<Self> {
+        let prover = Prover { limits: BESIDE, ..Prover::new(None)? };
+        Ok(Self::new(Arc::new(WatchedTexts { objects, namespace }), Arc::new(prover)))
+    }
+
     /// Proves with this prover what these texts say.
     pub fn new(texts: Arc<dyn Texts>, prover: Arc<dyn Proves>) -> Self {
         Self { texts, prover, state: Arc::default() }

@@ -7,13 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::api::{ReplaySelection, ReplayState, RolloutReplay};
-use crate::gate::Snapshot;
 use crate::lifecycle::evidence::{Progress, Question, ReplaySummary};
 use crate::policy::{CompiledPackage, Side, base_platform, sha256_text};
 use crate::replay::{EffectiveSet, Recorded, Replay, Report, Tally, Task};
@@ -69,8 +67,8 @@ enum RunError {
 pub struct ReplayRunner {
     store: Arc<dyn Replays>,
     past: Arc<dyn PastPackages>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
-    objects: Objects,
+    /// What is there; None in a folder, that has no rollouts.
+    objects: Option<Objects>,
     /// The operator's namespace.
     namespace: String,
     wake: Notify,
@@ -83,16 +81,15 @@ impl ReplayRunner {
     pub fn new(
         store: Arc<dyn Replays>,
         past: Arc<dyn PastPackages>,
-        snapshot: Arc<ArcSwap<Snapshot>>,
-        objects: Objects,
+        objects: Option<Objects>,
         namespace: String,
     ) -> Self {
-        Self { store, past, snapshot, objects, namespace, wake: Notify::new(), asking: tokio::sync::Mutex::default() }
+        Self { store, past, objects, namespace, wake: Notify::new(), asking: tokio::sync::Mutex::default() }
     }
 
     /// The replay of a rollout's question: begun, under way, or done. Only a completed run of exactly this question counts.
     pub async fn replay(&self, question: &Question) -> Progress<ReplaySummary> {
-        let rollout = self.objects.rollout_of(&question.tenant);
+        let rollout = self.objects.as_ref().and_then(|o| o.rollout_of(&question.tenant));
         let wanted = rollout.and_then(|r| r.0.as_ref().ok()?.spec.replay.clone()).unwrap_or_default();
         let _one = self.asking.lock().await;
         match self.poll(question, &wanted, Timestamp::now()).await {
@@ -156,22 +153,10 @@ impl ReplayRunner {
             selection,
             invariants: wanted.invariants.clone(),
         };
-        self.keep(&question.tenant, &question.tenant_uid, key, spec, now).await.map(drop)
-    }
-
-    /// Keeps a new run, and gives its id.
-    pub async fn keep(
-        &self,
-        tenant: &str,
-        tenant_uid: &str,
-        key: String,
-        spec: RunSpec,
-        now: Timestamp,
-    ) -> Result<String, StoreError> {
-        let run = ReplayRun::queued(uuid::Uuid::now_v7().to_string(), tenant, tenant_uid, key, spec, now);
-        self.store.add_run(&run).await?;
+        let id = uuid::Uuid::now_v7().to_string();
+        self.store.add_run(&ReplayRun::queued(id, &question.tenant, &question.tenant_uid, key, spec, now)).await?;
         self.wake.notify_one();
-        Ok(run.id)
+        Ok(())
     }
 
     /// Carries out runs until `stop` says so, or for ever.
@@ -250,12 +235,7 @@ impl ReplayRunner {
     }
 
     /// Replays pages until the run is done or its turn is over.
-    async fn carry_on(
-        &self,
-        worker: &Worker,
-        run: &ReplayRun,
-        stop: &watch::Receiver<bool>,
-    ) -> Result<(), RunError> {
+    async fn carry_on(&self, worker: &Worker, run: &ReplayRun, stop: &watch::Receiver<bool>) -> Result<(), RunError> {
         let task = self.task(run).await?;
         let replay = Arc::new(Replay::new(task).map_err(|e| RunError::Never(e.to_string()))?);
         let kept = run.checkpoint.as_deref().and_then(|text| serde_json::from_str::<Tally>(text).ok());
@@ -300,8 +280,14 @@ impl ReplayRunner {
             at: Timestamp::now(),
         };
         self.step(run, completed).await?;
-        tracing::info!(run = run.id, tenant = run.tenant, verdict = report.verdict.as_str(),
-            replayed = report.counts.replayed, critical = report.counts.critical, "a replay is completed");
+        tracing::info!(
+            run = run.id,
+            tenant = run.tenant,
+            verdict = report.verdict.as_str(),
+            replayed = report.counts.replayed,
+            critical = report.counts.critical,
+            "a replay is completed"
+        );
         Ok(())
     }
 
@@ -341,11 +327,6 @@ impl ReplayRunner {
             let whose = if side == Side::Platform { "platform package" } else { "package" };
             RunError::Never(format!("{whose} {digest} is not there, or does not compile"))
         })
-    }
-
-    /// The set that decides now.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.load_full()
     }
 }
 
@@ -399,7 +380,3 @@ impl Worker {
         answer.await.ok()
     }
 }
-
-#[cfg(test)]
-#[path = "replay_runs_tests.rs"]
-mod unit;

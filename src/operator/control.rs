@@ -1,27 +1,32 @@
 //! TenantRollouts as the HTTP surface reads and writes them for people.
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
-use std::sync::Arc;
 
 use crate::api::{
     DEFAULT_NAME, HumanAction, PackageSelector, PolicyPackageSpec, RevisionStatus, TenantRollout, TenantRolloutSpec,
     append_action,
 };
 use crate::controllers::Context;
+use crate::lifecycle::evidence::Window;
 use crate::policy::{Refusal, RefusalCode, Side, base_platform};
 use crate::server::{BoxFuture, ControlError, RolloutControl};
 use crate::source::index::{find_bytes, signers};
 use crate::source::judge::failing_test;
 use crate::source::kubernetes::{SourceError, call};
 use crate::source::recorded::check;
-use crate::store::StoreError;
+use crate::store::{RolloutRecord, StoreError};
 
 /// Field manager of what people ask for by HTTP.
 const HTTP_MANAGER: &str = "remit-http";
 /// How often an entry is appended anew because somebody was faster.
 const TRIES: usize = 10;
+/// Steps of the record that are looked at for one rollout.
+const STEPS: u32 = 1000;
 
 /// Over the same objects that the controllers see.
 pub struct Control(pub Arc<Context>);
@@ -123,5 +128,19 @@ impl RolloutControl for Control {
             };
             Ok(failing_test(&self.0.tests, spec, &compiled, platform).await)
         })
+    }
+
+    fn window<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        revision: i64,
+        rates_since: Timestamp,
+        drift_since: Timestamp,
+    ) -> BoxFuture<'a, Result<Window, StoreError>> {
+        self.0.rollout.arms.window(tenant_uid, revision, rates_since, drift_since)
+    }
+
+    fn records<'a>(&'a self, tenant_uid: &'a str) -> BoxFuture<'a, Result<Vec<RolloutRecord>, StoreError>> {
+        self.0.rollout.store.rollout_records(tenant_uid, STEPS)
     }
 }

@@ -52,6 +52,7 @@ impl Leading {
     /// Begins a term; its tasks end when `ended` says so.
     fn begin(&self, ended: watch::Receiver<bool>) -> JoinSet<()> {
         let mut tasks = controllers::start(self.ctx.clone(), self.changes.begin(), ended.clone());
+        tasks.spawn(self.ctx.runner.clone().run(ended.clone()));
         let (store, snapshot) = (self.ctx.store.clone(), self.ctx.snapshot.clone());
         tasks.spawn(retain(store, snapshot, self.ctx.namespace.clone(), ended));
         tasks

@@ -8,8 +8,8 @@ use ed25519_dalek::SigningKey;
 use super::OperatorError;
 use crate::cli::operator::Operator;
 use crate::store::{
-    AnchorSink, Arms, Journal, PostgresOptions, PostgresStore, PostgresUrl, ReplicatedStore, Rollouts, ShippingOptions,
-    SqliteOptions, SqliteStore, Store, StoreError, Synchronous,
+    AnchorSink, Arms, Journal, PostgresOptions, PostgresStore, PostgresUrl, Replays, ReplicatedStore, Rollouts,
+    ShippingOptions, SqliteOptions, SqliteStore, Store, StoreError, Synchronous,
 };
 
 /// The stores of this process, by what they are for.
@@ -20,6 +20,7 @@ pub struct Storage {
     pub store: Arc<dyn Store>,
     pub arms: Arc<dyn Arms>,
     pub rollouts: Arc<dyn Rollouts>,
+    pub replays: Arc<dyn Replays>,
     /// Where several replicas share a store.
     pub replicated: Option<Arc<ReplicatedStore>>,
 }
@@ -44,6 +45,7 @@ impl Storage {
                 store: sqlite.clone(),
                 arms: sqlite.clone(),
                 rollouts: sqlite.clone(),
+                replays: sqlite.clone(),
                 replicated: None,
                 sqlite,
             }),
@@ -85,7 +87,8 @@ impl Storage {
             journal: replicated.clone(),
             store: replicated.clone(),
             arms: replicated.clone(),
-            rollouts: postgres,
+            rollouts: replicated.clone(),
+            replays: replicated.clone(),
             replicated: Some(replicated),
         })
     }

@@ -217,3 +217,9 @@ impl Replay {
         report::report(&self.task, &self.judge, tally)
     }
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

@@ -31,8 +31,12 @@ pub fn ask(
     package: &Arc<CompiledPackage>,
 ) -> Decision {
     let set = EffectiveSet { platform: platform.to_vec(), package: package.clone() };
-    let snapshot = snapshot(record, &agents(record, facts), &set);
-    decide(&input(record, facts, &snapshot))
+    decide(&input(record, facts, &alone(record, facts, &set)))
+}
+
+/// A snapshot for one record alone.
+pub(super) fn alone(record: &DecisionRecord, facts: &ReplayFacts, set: &EffectiveSet) -> Snapshot {
+    snapshot(record, &agents(record, facts), set)
 }
 
 /// The question of a record, to be asked of a snapshot of its own time.

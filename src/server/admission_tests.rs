@@ -158,6 +158,26 @@ fn admit_deletes_status_unchanged_specs_finalizers_and_other_kinds() {
 }
 
 #[test]
+fn rollout_names_the_stage_that_is_wrong() {
+    let stages = |percents: &[i64]| {
+        let each: Vec<Value> = percents.iter().map(|p| json!({"percent": p})).collect();
+        create("tenantrollouts", "default", &json!({"stages": each}))
+    };
+    assert!(stages(&[5, 25, 100]).allowed && stages(&[100]).allowed);
+    for (percents, words) in [
+        (&[][..], "spec.stages: must have at least one"),
+        (&[0, 100], "spec.stages[0].percent: 0 is not between"),
+        (&[5, -1, 100], "spec.stages[1].percent: -1 is not between"),
+        (&[5, 250], "spec.stages[1].percent: 250 is not between"),
+        (&[5, 5, 100], "spec.stages[1].percent: 5 must be more than"),
+        (&[5, 25], "spec.stages[1].percent: 25 must be 100"),
+    ] {
+        let refused = stages(percents);
+        assert!(!refused.allowed && refused.result.message.contains(words), "{percents:?}: {}", refused.result.message);
+    }
+}
+
+#[test]
 fn rollout_names_what_is_wrong_with_its_selector() {
     let d = format!("sha256:{}", "a".repeat(64));
     for (name, spec, expected) in [

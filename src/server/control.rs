@@ -2,9 +2,12 @@
 //!
 //! Whoever calls has found out before that the person may: what is written here is written by Remit's ServiceAccount.
 
+use jiff::Timestamp;
+
 use crate::api::{HumanAction, PackageSelector, PolicyPackageSpec, RevisionStatus, TenantRollout};
+use crate::lifecycle::evidence::Window;
 use crate::policy::Refusal;
-use crate::store::StoreError;
+use crate::store::{RolloutRecord, StoreError};
 
 use super::authn::BoxFuture;
 
@@ -46,4 +49,14 @@ pub trait RolloutControl: Send + Sync {
         spec: &'a PolicyPackageSpec,
         digest: &'a str,
     ) -> BoxFuture<'a, Result<Option<Refusal>, StoreError>>;
+    /// What the records say of both arms, as `store::Arms` has it.
+    fn window<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        revision: i64,
+        rates_since: Timestamp,
+        drift_since: Timestamp,
+    ) -> BoxFuture<'a, Result<Window, StoreError>>;
+    /// The newest steps of the tenant's rollouts, as `store::Rollouts` has them.
+    fn records<'a>(&'a self, tenant_uid: &'a str) -> BoxFuture<'a, Result<Vec<RolloutRecord>, StoreError>>;
 }

@@ -7,11 +7,12 @@ use serde_json::Value;
 
 use super::*;
 use crate::api::{DEFAULT_NAME, HandledAction, HistoryEntry, PackageSelector, SourceFile, TenantRolloutStatus, Tier};
+use crate::lifecycle::evidence::{AgentCounts, AgentDrift, Window};
 use crate::policy::{Refusal, RefusalCode};
 use crate::server::authn::BoxFuture;
 use crate::server::control::{ControlError, RolloutControl};
 use crate::server::testing::World;
-use crate::store::{Arrival, Rollback, Store as _, StoreError};
+use crate::store::{Arrival, Rollback, RolloutRecord, Store as _, StoreError};
 
 /// One tenant's rollout; handles what is appended at once, where `handles`.
 #[derive(Default)]
@@ -65,6 +66,28 @@ impl RolloutControl for Scripted {
         _: &'a str,
     ) -> BoxFuture<'a, Result<Option<Refusal>, StoreError>> {
         Box::pin(async { Ok(self.obstacle.lock().unwrap().clone()) })
+    }
+    fn window<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        revision: i64,
+        _: Timestamp,
+        _: Timestamp,
+    ) -> BoxFuture<'a, Result<Window, StoreError>> {
+        assert_eq!((tenant_uid, revision), ("uid-acme", 4));
+        let counts =
+            |decisions, denied| AgentCounts { agent: "coder".into(), decisions, denied, ..AgentCounts::default() };
+        let shadow = AgentDrift { agent: "coder".into(), compared: 9, critical: 1, ..AgentDrift::default() };
+        let window = Window {
+            stable: vec![counts(90, 3)],
+            canary: vec![counts(5, 2), counts(5, 0)],
+            shadow: vec![shadow],
+            ..Window::default()
+        };
+        Box::pin(async { Ok(window) })
+    }
+    fn records<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<RolloutRecord>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 }
 
@@ -314,6 +337,10 @@ async fn rollouts_are_seen_by_their_number() {
     });
     let reply = world.get("admin", &format!("{ROLLOUTS}/4")).await;
     assert_eq!((&reply.body["progress"], &reply.body["under_way"]["percent"]), (&json!("canary"), &json!(5)));
+    let seen = world.get("admin", &format!("{ROLLOUTS}/observability")).await.body;
+    assert_eq!((&seen["rollout"]["id"], &seen["stable"]["decisions"]), (&json!(4), &json!(90)), "{seen}");
+    assert_eq!((&seen["candidate"]["decisions"], &seen["candidate"]["denied"]), (&json!(10), &json!(2)), "{seen}");
+    assert_eq!(seen["drift"]["critical"], 1, "{seen}");
     assert_eq!(world.get("admin", &format!("{ROLLOUTS}/3")).await.body["in_force"], true);
     let package = world.get("admin", &format!("{ROLLOUTS}/2/package")).await;
     assert_eq!(package.body["version"], "1.2.0", "{}", package.text);

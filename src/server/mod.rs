@@ -22,9 +22,11 @@ pub mod issuers;
 mod journal;
 mod lanes;
 mod metrics;
+mod observability;
 pub mod openapi;
 mod outcome;
 mod policies;
+mod replays;
 mod request_id;
 mod retention;
 mod review_api;
@@ -74,7 +76,7 @@ pub use shipping::ShippingNumbers;
 
 use crate::gate::{CheckInput, Checked, Snapshot};
 use crate::source::past::PastPackages;
-use crate::store::{Journal, Store};
+use crate::store::{Journal, Replays, Store};
 
 /// The gates as the server calls them: `gate::check`, or a stand-in in tests of the server itself.
 pub type Gate = fn(&CheckInput<'_>) -> Checked;
@@ -113,6 +115,8 @@ pub struct Server {
     pub journal: Arc<dyn Journal>,
     /// Everything but the hot path.
     pub store: Arc<dyn Store>,
+    /// Runs of replays.
+    pub replays: Arc<dyn Replays>,
     /// Who calls.
     pub authenticator: Arc<dyn Authenticator>,
     /// What they may.
@@ -193,7 +197,11 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/tenants/{tenant}/decisions", get(admin::list))
         .route("/admin/tenants/{tenant}/decisions/{id}", get(admin::one))
         .route("/admin/tenants/{tenant}/decisions/{id}/why", get(why::explain))
+        .route("/admin/replay/runs", post(replays::begin))
+        .route("/admin/replay/runs/{id}", get(replays::one))
+        .route("/admin/replay/runs/{id}/report", get(replays::report))
         .route("/admin/tenants/{tenant}/rollouts", get(rollouts::list).post(rollouts::create))
+        .route("/admin/tenants/{tenant}/rollouts/observability", get(observability::observability))
         .route("/admin/tenants/{tenant}/rollouts/{id}", get(rollouts::one))
         .route("/admin/tenants/{tenant}/rollouts/{id}/package", get(rollouts::package))
         .route("/admin/tenants/{tenant}/rollouts/{id}/{action}", post(rollouts::act))

@@ -1,6 +1,8 @@
 //! The OpenAPI 3.1 document of the HTTP surface.
 
+mod by_hand;
 mod explain;
+mod replays;
 
 use serde_json::{Value, json};
 
@@ -134,6 +136,7 @@ fn paths() -> Value {
             "parameters": with(vec![]), "responses": responses("200", "The metadata.", "Metadata")
         }}));
     }
+    paths.extend(by_hand::paths());
     paths.insert("/openapi.json".into(), json!({"get": {
         "operationId": "openapi", "summary": "This document", "security": [],
         "responses": {"200": {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}}
@@ -183,6 +186,7 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
         "parameters": [reference("parameters", "Tenant"), {"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}],
         "responses": responses("200", "The explanation.", "Why")
     }}));
+    replays::add(paths);
     let audit = "Needs verb `get` on `decisions.remit.dev` in the operator's namespace.";
     paths.insert("/admin/audit/records".into(), json!({"get": {
         "operationId": "auditRecords", "tags": ["Record"], "summary": "Rows of the hash chain, one JSON object a line",
@@ -312,6 +316,8 @@ fn schemas() -> Value {
     });
     if let Some(all) = schemas.as_object_mut() {
         all.extend(explain::schemas(&action, &context));
+        all.extend(by_hand::schemas());
+        all.extend(replays::schemas());
     }
     schemas
 }

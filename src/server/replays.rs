@@ -53,9 +53,8 @@ pub async fn begin(State(state): State<AppState>, request: Request) -> Result<Re
     let (snapshot, now) = (state.snapshot.load_full(), state.clock.now());
     let (past, of) = (state.past.clone(), tenant.clone());
     // A folder is read to find its packages.
-    let spec = tokio::task::spawn_blocking(move || {
-        asked.fixed(&of, &snapshot, now, |selector| past.digest_of(&of, selector))
-    });
+    let spec =
+        tokio::task::spawn_blocking(move || asked.fixed(&of, &snapshot, now, |selector| past.digest_of(&of, selector)));
     let spec = spec.await.map_err(|_| HttpError::internal())?;
     let spec = spec.map_err(|error| HttpError::field(WRONG, error.field, error.why))?;
     let id = Uuid::now_v7().to_string();
@@ -181,9 +180,7 @@ fn shown(run: &ReplayRun) -> Value {
         ("resultFingerprint", run.result_fingerprint.as_ref().map(|f| json!(f))),
         (
             "report",
-            run.report
-                .as_ref()
-                .map(|_| json!(format!("/admin/replay/runs/{}/report?tenant={}", run.id, run.tenant))),
+            run.report.as_ref().map(|_| json!(format!("/admin/replay/runs/{}/report?tenant={}", run.id, run.tenant))),
         ),
     ];
     for (name, field) in more {

@@ -24,7 +24,7 @@ use super::error::HttpError;
 use super::policies::{Params, Reader, reader};
 use super::{AppState, Server};
 use crate::api::{
-    ActionKind, HandledAction, HumanAction, PackageSelector, RevisionStatus, RolloutPhase, RolloutVerdict,
+    ActionKind, HandledAction, HumanAction, PackageSelector, RevisionStatus, RolloutHold, RolloutPhase, RolloutVerdict,
     TenantRollout, TenantRolloutStatus,
 };
 
@@ -52,6 +52,9 @@ pub(super) struct Rollout {
     /// Why it began, or how it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// More about the cause, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<Time>,
     /// Whether it answers everybody who is not answered by a candidate.
@@ -73,6 +76,9 @@ pub(super) struct UnderWay {
     pub replay: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proof: Option<String>,
+    /// Why it does not go on by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<RolloutHold>,
 }
 
 /// The revisions of the status, newest first.
@@ -86,6 +92,7 @@ pub(super) fn revisions(status: &TenantRolloutStatus) -> Vec<Rollout> {
         key_fingerprint: r.key_fingerprint.clone(),
         progress: progress.to_owned(),
         cause: None,
+        message: None,
         at: None,
         in_force: Some(r.revision) == in_force,
         under_way: None,
@@ -98,6 +105,7 @@ pub(super) fn revisions(status: &TenantRolloutStatus) -> Vec<Rollout> {
             verdict: status.verdict.clone(),
             replay: status.replay.clone(),
             proof: status.proof.clone(),
+            hold: status.hold.clone(),
         };
         let progress = status.progress.as_deref().unwrap_or("queued");
         all.push(Rollout { under_way: Some(under_way), ..of(candidate, progress) });
@@ -107,10 +115,12 @@ pub(super) fn revisions(status: &TenantRolloutStatus) -> Vec<Rollout> {
         match all.iter_mut().find(|r| r.id == entry.revision.revision) {
             Some(known) if known.cause.is_none() => {
                 (known.cause, known.at) = (Some(entry.cause.clone()), entry.at.clone());
+                known.message = entry.message.clone();
             }
             Some(_) => {}
             None => all.push(Rollout {
                 cause: Some(entry.cause.clone()),
+                message: entry.message.clone(),
                 at: entry.at.clone(),
                 ..of(&entry.revision, &entry.phase)
             }),
@@ -199,11 +209,16 @@ pub async fn list(State(state): State<AppState>, params: Params, parts: Parts) -
     Ok(Json(overview(&rollout(&state, &who.tenant).await?)).into_response())
 }
 
-/// `GET …/rollouts/{id}`.
+/// `GET …/rollouts/{id}`: with the steps that it took, newest first.
 pub async fn one(State(state): State<AppState>, params: Params, parts: Parts) -> Result<Response, HttpError> {
     let who = reader(&state, &parts, &params, "tenantrollouts").await?;
     let rollout = rollout(&state, &who.tenant).await?;
-    Ok(Json(find(&rollout, &params)?).into_response())
+    let found = find(&rollout, &params)?;
+    let mut steps = control(&state)?.records(&who.uid).await.map_err(super::admin::failed)?;
+    steps.retain(|step| step.revision == found.id);
+    let mut body = serde_json::to_value(&found).map_err(|_| HttpError::internal())?;
+    body["steps"] = serde_json::to_value(&steps).map_err(|_| HttpError::internal())?;
+    Ok(Json(body).into_response())
 }
 
 /// `GET …/rollouts/{id}/package`: the package's spec with its signature, as it is kept. Reading it needs verb `get` on `policypackages`.
@@ -348,7 +363,13 @@ pub async fn act(State(state): State<AppState>, params: Params, request: Request
     if kind.needs_reason() && body.reason.as_ref().is_none_or(|r| r.trim().is_empty()) {
         return wrong("reason", "is missing: say why, for the record");
     }
-    let right = if kind == ActionKind::Rollback { of.in_force } else { candidate.is_some() };
+    let idle = of.in_force && there.status.as_ref().is_some_and(|s| s.candidate.is_none());
+    let right = match kind {
+        ActionKind::Rollback => of.in_force,
+        // A tenant can be paused before anything is under way.
+        ActionKind::Pause | ActionKind::Resume => candidate.is_some() || idle,
+        _ => candidate.is_some(),
+    };
     if !right {
         let what = if kind == ActionKind::Rollback { "in force" } else { "under way" };
         return Err(HttpError::new(

@@ -189,6 +189,7 @@ impl Index {
         o.signers.wait_until_ready().await?;
         o.rollouts.wait_until_ready().await?;
         o.profiles.wait_until_ready().await?;
+        o.replays.wait_until_ready().await?;
         o.revisions.wait_until_ready().await
     }
 
@@ -467,7 +468,7 @@ impl Dirty {
         match change {
             Change::Everything | Change::Signer(_) => self.all = true,
             Change::Profile(n) if n == platform => self.all = true,
-            Change::Loaded(_) => {}
+            Change::Loaded(_) | Change::Replay(..) => {}
             Change::Agent(n, _) | Change::Package(n, _) => drop(self.namespaces.insert(n)),
             Change::Namespace(n) | Change::Rollout(n) | Change::Profile(n) | Change::Revision(n) => {
                 self.namespaces.insert(n);

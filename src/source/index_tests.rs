@@ -97,6 +97,7 @@ impl World {
             signers: synced().0,
             rollouts,
             profiles: synced().0,
+            replays: synced().0,
             revisions: synced().0,
         };
         let from = Sources {

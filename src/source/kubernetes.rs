@@ -20,7 +20,7 @@ pub use super::follow::Pulse;
 use super::follow::{Follow, Known, jittered};
 use super::heartbeat::{self, HEARTBEAT};
 use super::recorded::BYTES_LABEL;
-use crate::api::{Agent, DEFAULT_NAME, PolicyPackage, PolicySigner, TenantProfile, TenantRollout};
+use crate::api::{Agent, DEFAULT_NAME, PolicyPackage, PolicyReplay, PolicySigner, TenantProfile, TenantRollout};
 
 /// Time for one call of the API server.
 pub const CALL: Duration = Duration::from_secs(10);
@@ -51,6 +51,8 @@ pub struct Objects {
     pub rollouts: Store<Guarded<TenantRollout>>,
     /// TenantProfiles.
     pub profiles: Store<Guarded<TenantProfile>>,
+    /// PolicyReplays.
+    pub replays: Store<Guarded<PolicyReplay>>,
     /// ControllerRevisions that keep package bytes.
     pub revisions: Store<ControllerRevision>,
 }
@@ -105,6 +107,8 @@ pub enum Change {
     Rollout(String),
     /// The TenantProfile of a namespace.
     Profile(String),
+    /// A PolicyReplay (namespace, name).
+    Replay(String, String),
     /// A ControllerRevision of a namespace.
     Revision(String),
     /// The index loaded, or failed to load, what is in force in a namespace.
@@ -167,6 +171,7 @@ pub async fn probe(client: &Client, who: &str) -> Result<(), SourceError> {
     probe_kind::<PolicySigner>(client, who).await?;
     probe_kind::<TenantRollout>(client, who).await?;
     probe_kind::<TenantProfile>(client, who).await?;
+    probe_kind::<PolicyReplay>(client, who).await?;
     probe_kind::<ControllerRevision>(client, who).await?;
     probe_kind::<Namespace>(client, who).await
 }
@@ -245,6 +250,9 @@ pub fn watch(with: &Watching, namespace: &str, pulse: &Arc<Pulse>, to: &Arc<List
         signers: w.all(|o: &Guarded<PolicySigner>| Change::Signer(o.name_any())),
         rollouts: w.all_namespaced(|o: &Guarded<TenantRollout>| Change::Rollout(o.namespace().unwrap_or_default())),
         profiles: w.all_namespaced(|o: &Guarded<TenantProfile>| Change::Profile(o.namespace().unwrap_or_default())),
+        replays: w.all_namespaced(|o: &Guarded<PolicyReplay>| {
+            Change::Replay(o.namespace().unwrap_or_default(), o.name_any())
+        }),
         revisions: w.start(
             Api::all(client.clone()),
             w.config().labels(&format!("{BYTES_LABEL}=true")),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::testing::record;
-use super::{Journal, Place, ReplayRun, Replays, RunSpec, RunStep, Selected, StoreError};
+use super::{Place, ReplayRun, Replays, RunSpec, RunStep, Selected, StoreError};
 use crate::api::{RecordedOutcome, ReplaySelection, ReplayState};
 use crate::gate::{DecisionRecord, Outcome};
 use crate::replay::selects;
@@ -93,7 +93,12 @@ pub async fn runs_go_on_where_they_stopped<S: Replays>(store: &S) {
     assert_eq!(open(store.open_runs().await.unwrap()), ["r1"], "what is open is not forgotten");
 }
 
-/// Records that differ in all that can be selected; several of one instant.
+/// Records that differ in all that can be selected; several of one instant. Not in the order of time: journals of several replicas
+/// arrive as they come. And one of another tenant.
+pub fn disordered() -> Vec<DecisionRecord> {
+    records().into_iter().rev().chain([record("beta", 99)]).collect()
+}
+
 fn records() -> Vec<DecisionRecord> {
     (1..=30)
         .map(|n| {
@@ -110,14 +115,9 @@ fn records() -> Vec<DecisionRecord> {
         .collect()
 }
 
-/// SQL takes what `replay::selects` takes, in one order, whatever the size of the pages.
-pub async fn selections_are_read_in_one_order<S: Replays + Journal>(store: &S) {
-    // Not in the order of time: journals of several replicas arrive as they come.
+/// SQL takes what `replay::selects` takes of the disordered records, in one order, whatever the size of the pages.
+pub async fn selections_are_read_in_one_order<S: Replays>(store: &S) {
     let mut all = records();
-    for n in (0..all.len()).rev() {
-        store.append(all[n].clone()).unwrap().await.unwrap();
-    }
-    store.append(record("beta", 99)).unwrap().await.unwrap();
     all.sort_by_key(|r| (r.time, r.id.clone()));
     let text = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     let none = ReplaySelection::default;

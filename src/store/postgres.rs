@@ -21,6 +21,7 @@ mod history;
 pub(super) mod intake;
 mod ledger;
 mod migrations;
+mod replays;
 pub mod roles;
 mod rollouts;
 mod sessions;

@@ -14,10 +14,11 @@ use tokio::task::JoinHandle;
 
 use super::shipping::{Shipper, Shipping, ShippingOptions};
 use super::{
-    Arms, Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, PolicyVersion,
-    PostgresStore, SessionRow, ShadowRow, SqliteStore, Store, StoreError, StoreFuture, StoredDecision,
+    Arms, Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, Place,
+    PolicyVersion, PostgresStore, ReplayRow, ReplayRun, Replays, RunStep, Selected, SessionRow, ShadowRow, SqliteStore,
+    Store, StoreError, StoreFuture, StoredDecision,
 };
-use crate::api::Envelope;
+use crate::api::{Envelope, ReplaySelection, ReplayState};
 use crate::gate::DecisionRecord;
 use crate::lifecycle::evidence::Window;
 
@@ -145,6 +146,51 @@ impl Arms for ReplicatedStore {
     /// Directly: they are evidence, not records, and what is lost with PostgreSQL away is counted as not compared.
     fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
         self.postgres.save_shadows(rows)
+    }
+}
+
+impl Replays for ReplicatedStore {
+    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
+        self.postgres.add_run(run)
+    }
+
+    fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {
+        self.postgres.run(tenant_uid, id)
+    }
+
+    fn newest_run<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        key: &'a str,
+        state: Option<ReplayState>,
+    ) -> StoreFuture<'a, Option<ReplayRun>> {
+        self.postgres.newest_run(tenant_uid, key, state)
+    }
+
+    fn open_runs(&self) -> StoreFuture<'_, Vec<ReplayRun>> {
+        self.postgres.open_runs()
+    }
+
+    fn step_run<'a>(&'a self, id: &'a str, step: &'a RunStep) -> StoreFuture<'a, bool> {
+        self.postgres.step_run(id, step)
+    }
+
+    fn forget_runs(&self, before: Timestamp) -> StoreFuture<'_, u64> {
+        self.postgres.forget_runs(before)
+    }
+
+    fn selected<'a>(&'a self, tenant: &'a str, selection: &'a ReplaySelection) -> StoreFuture<'a, Selected> {
+        self.postgres.selected(tenant, selection)
+    }
+
+    fn replay_page<'a>(
+        &'a self,
+        tenant: &'a str,
+        selection: &'a ReplaySelection,
+        after: Option<&'a Place>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<ReplayRow>> {
+        self.postgres.replay_page(tenant, selection, after, limit)
     }
 }
 

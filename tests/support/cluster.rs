@@ -111,6 +111,20 @@ impl Cluster {
         self.plane.kubectl(&["delete", "namespace", name, "--timeout=90s"]).expect("namespace goes");
     }
 
+    /// What comes after the first package comes for everybody at once, whatever it changes: for tests of something else.
+    pub fn rolls_out_at_once(&self, tenant: &str) {
+        let budgets = json!({"criticalDrift": 1_000_000, "highDrift": 1_000_000, "denialGrowthPercent": 100});
+        let object = json!({
+            "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
+            "spec": {
+                "stages": [{"percent": 100, "minSeconds": 0, "minDecisions": 0}],
+                "onInconclusive": "Proceed",
+                "budgets": budgets,
+            },
+        });
+        self.apply(tenant, &object.to_string()).expect("TenantRollout");
+    }
+
     /// kubectl as administrator; Err is its standard error.
     pub fn kubectl(&self, args: &[&str]) -> Result<String, String> {
         self.plane.kubectl(args)

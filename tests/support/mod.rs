@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-pub use cluster::{Cluster, PLATFORM};
+pub use cluster::{Cluster, PLATFORM, token_kubeconfig};
 pub use control_plane::{ApiServer, ControlPlane};
 pub use http::{Answer, Http, call};
 pub use operator::Operator;

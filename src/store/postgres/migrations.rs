@@ -20,6 +20,7 @@ fn migrator() -> Migrator {
         of(4, "history", include_str!("../../../migrations/postgres/0004_history.sql")),
         of(5, "rollouts", include_str!("../../../migrations/postgres/0005_rollouts.sql")),
         of(6, "arms", include_str!("../../../migrations/postgres/0006_arms.sql")),
+        of(7, "replays", include_str!("../../../migrations/postgres/0007_replays.sql")),
     ]);
     // A replica of the version before may start while a newer one is rolled out: migrations only add.
     migrator.set_ignore_missing(true);

@@ -20,6 +20,7 @@ const OPERATOR: &[(&str, &str)] = &[
     ("policy_texts", "SELECT, INSERT"),
     ("policy_versions", "SELECT"),
     ("records", "SELECT, INSERT"),
+    ("replay_runs", "SELECT, INSERT, UPDATE, DELETE"),
     ("rollout_failures", "SELECT, INSERT"),
     ("rollout_records", "SELECT, INSERT"),
     ("rollout_state", "SELECT, INSERT, UPDATE"),
@@ -49,6 +50,7 @@ const READER: &[&str] = &[
     "policy_texts",
     "policy_versions",
     "records",
+    "replay_runs",
     "rollout_failures",
     "rollout_records",
     "rollout_state",
@@ -185,8 +187,6 @@ fn revoking(role: &str) -> Vec<String> {
     statements
 }
 
-/// Whether the operator's logins are given rights on this table.
 #[cfg(test)]
-pub(super) fn grants(table: &str) -> bool {
-    OPERATOR.iter().any(|(name, _)| *name == table)
-}
+#[path = "roles_tests.rs"]
+mod tests;

@@ -6,8 +6,8 @@ use sqlx::postgres::{PgPool, PgRow};
 use super::{PostgresStore, ledger};
 use crate::store::values::time;
 use crate::store::{
-    Arrival, RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts, StoreError, StoreFuture,
-    rollout_json, rollout_of_json,
+    Arrival, ReplicatedStore, RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts, StoreError,
+    StoreFuture, rollout_json, rollout_of_json,
 };
 
 async fn commit(pool: &PgPool, step: &RolloutCommit, arrivals: &[Arrival]) -> Result<bool, StoreError> {
@@ -110,5 +110,23 @@ impl Rollouts for PostgresStore {
 
     fn rollout_records<'a>(&'a self, tenant_uid: &'a str, limit: u32) -> StoreFuture<'a, Vec<RolloutRecord>> {
         self.call(records(self.pool(), tenant_uid, limit))
+    }
+}
+
+impl Rollouts for ReplicatedStore {
+    fn rollout_state<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, Option<RolloutState>> {
+        self.postgres().rollout_state(tenant_uid)
+    }
+
+    fn commit_rollout<'a>(&'a self, step: &'a RolloutCommit, arrivals: &'a [Arrival]) -> StoreFuture<'a, bool> {
+        self.postgres().commit_rollout(step, arrivals)
+    }
+
+    fn rollout_failures<'a>(&'a self, tenant_uid: &'a str, spec_hash: &'a str) -> StoreFuture<'a, Vec<RolloutFailure>> {
+        self.postgres().rollout_failures(tenant_uid, spec_hash)
+    }
+
+    fn rollout_records<'a>(&'a self, tenant_uid: &'a str, limit: u32) -> StoreFuture<'a, Vec<RolloutRecord>> {
+        self.postgres().rollout_records(tenant_uid, limit)
     }
 }

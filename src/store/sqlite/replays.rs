@@ -5,10 +5,11 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::SqliteStore;
-use super::ledger::{Write, signed, time, unsigned};
+use super::ledger::Write;
 use crate::api::{ReplaySelection, ReplayState};
 use crate::store::chain::hex;
 use crate::store::replays::{delegator_names, page_limit, spec, spec_text, state, taken};
+use crate::store::values::{signed, time, unsigned};
 use crate::store::{Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
 
 /// Runs that are listed as open.

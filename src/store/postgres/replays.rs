@@ -1,0 +1,215 @@
+//! Runs of replays in PostgreSQL, and the records of all writers that they read.
+
+use jiff::Timestamp;
+use sqlx::postgres::{PgPool, PgRow};
+use sqlx::{Postgres, QueryBuilder, Row};
+
+use super::PostgresStore;
+use super::decisions::fits;
+use crate::api::{ReplaySelection, ReplayState};
+use crate::store::chain::hex;
+use crate::store::replays::{delegator_names, page_limit, spec, spec_text, state, taken};
+use crate::store::values::{signed, time, unsigned};
+use crate::store::{Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
+
+/// Runs that are listed as open.
+const OPEN: i64 = 1000;
+
+async fn add(pool: &PgPool, run: &ReplayRun) -> Result<(), StoreError> {
+    let sql = "INSERT INTO replay_runs (id, tenant, tenant_uid, key, spec, state, created) \
+               VALUES ($1, $2, $3, $4, $5, 'queued', $6) ON CONFLICT DO NOTHING";
+    let insert = sqlx::query(sql).bind(&run.id).bind(&run.tenant).bind(&run.tenant_uid).bind(&run.key);
+    let insert = insert.bind(spec_text(&run.spec)?).bind(run.created.as_microsecond());
+    match insert.execute(pool).await?.rows_affected() {
+        0 => Err(taken(&run.id)),
+        _ => Ok(()),
+    }
+}
+
+async fn step(pool: &PgPool, id: &str, step: &RunStep) -> Result<bool, StoreError> {
+    let query = match step {
+        RunStep::Begun { total, at } => {
+            let sql = "UPDATE replay_runs SET state = 'running', total = $1, started = coalesce(started, $2) \
+                       WHERE id = $3 AND finished IS NULL";
+            sqlx::query(sql).bind(signed("total", *total)?).bind(at.as_microsecond()).bind(id)
+        }
+        RunStep::Progress { done, checkpoint } => {
+            let sql = "UPDATE replay_runs SET done = $1, checkpoint = $2 \
+                       WHERE id = $3 AND state = 'running' AND done <= $1";
+            sqlx::query(sql).bind(signed("done", *done)?).bind(checkpoint).bind(id)
+        }
+        RunStep::Completed { done, report, input_fingerprint, result_fingerprint, at } => {
+            let sql = "UPDATE replay_runs SET state = 'completed', done = $1, report = $2, input_fingerprint = $3, \
+                       result_fingerprint = $4, checkpoint = NULL, finished = $5 WHERE id = $6 AND finished IS NULL";
+            let update = sqlx::query(sql).bind(signed("done", *done)?).bind(report).bind(input_fingerprint);
+            update.bind(result_fingerprint).bind(at.as_microsecond()).bind(id)
+        }
+        RunStep::Failed { error, at } => {
+            let sql = "UPDATE replay_runs SET state = 'failed', error = $1, checkpoint = NULL, finished = $2 \
+                       WHERE id = $3 AND finished IS NULL";
+            sqlx::query(sql).bind(error).bind(at.as_microsecond()).bind(id)
+        }
+    };
+    Ok(query.execute(pool).await?.rows_affected() > 0)
+}
+
+fn run_row(row: &PgRow) -> Result<ReplayRun, StoreError> {
+    let at = |column: &str| -> Result<Option<Timestamp>, StoreError> {
+        row.try_get::<Option<i64>, _>(column)?.map(|micros| time("time of a replay", micros)).transpose()
+    };
+    Ok(ReplayRun {
+        id: row.try_get("id")?,
+        tenant: row.try_get("tenant")?,
+        tenant_uid: row.try_get("tenant_uid")?,
+        key: row.try_get("key")?,
+        spec: spec(row.try_get("spec")?)?,
+        state: state(row.try_get("state")?)?,
+        done: unsigned("progress of a replay", row.try_get("done")?)?,
+        total: unsigned("size of a replay", row.try_get("total")?)?,
+        checkpoint: row.try_get("checkpoint")?,
+        error: row.try_get("error")?,
+        report: row.try_get("report")?,
+        input_fingerprint: row.try_get("input_fingerprint")?,
+        result_fingerprint: row.try_get("result_fingerprint")?,
+        created: time("time of a replay", row.try_get("created")?)?,
+        started: at("started")?,
+        finished: at("finished")?,
+    })
+}
+
+/// What a selection takes, its limit apart.
+fn chosen(query: &mut QueryBuilder<Postgres>, tenant: &str, selection: &ReplaySelection) {
+    // Taken apart by name, so that a new field can't be forgotten here.
+    let ReplaySelection { since, until, sessions, agents, delegators, tools, outcomes, limit: _ } = selection;
+    query.push(" FROM records WHERE tenant = ").push_bind(fits(tenant).into_owned());
+    if let Some(since) = since {
+        query.push(" AND time >= ").push_bind(since.0.as_microsecond());
+    }
+    if let Some(until) = until {
+        query.push(" AND time < ").push_bind(until.0.as_microsecond());
+    }
+    let outcomes: Vec<String> = outcomes.iter().map(|o| o.as_str().to_owned()).collect();
+    let lists = [
+        ("session", sessions.clone()),
+        ("agent", agents.clone()),
+        ("delegator", delegator_names(delegators)),
+        ("outcome", outcomes),
+    ];
+    for (column, values) in lists.into_iter().filter(|(_, values)| !values.is_empty()) {
+        let values: Vec<String> = values.iter().map(|value| fits(value).into_owned()).collect();
+        query.push(" AND ").push(column).push(" = ANY (").push_bind(values).push(")");
+    }
+    if !tools.is_empty() {
+        // PostgreSQL reads no member of a text with an escaped NUL: there, what could be it is taken, and whoever reads it looks again.
+        let written: Vec<String> =
+            tools.iter().map(|t| format!("\"id\":{}", serde_json::Value::from(t.as_str()))).collect();
+        let readable: Vec<String> = tools.iter().filter(|t| !t.contains('\0')).cloned().collect();
+        query.push(" AND CASE WHEN strpos(body, '\\u0000') > 0 THEN EXISTS (SELECT 1 FROM unnest(");
+        query.push_bind(written).push("::text[]) AS t (written) WHERE strpos(body, t.written) > 0)");
+        query.push(" ELSE body::json #>> '{request,resource,id}' = ANY (").push_bind(readable).push(") END");
+    }
+}
+
+async fn selected(pool: &PgPool, tenant: &str, selection: &ReplaySelection) -> Result<Selected, StoreError> {
+    let mut count: QueryBuilder<Postgres> = QueryBuilder::new("SELECT count(*)");
+    chosen(&mut count, tenant, selection);
+    let all: i64 = count.build_query_scalar().persistent(false).fetch_one(pool).await?;
+    let (all, limit) = (unsigned("count of records", all)?, selection.limit());
+    if all <= limit {
+        return Ok(Selected { total: all, after: None });
+    }
+    let mut query: QueryBuilder<Postgres> = QueryBuilder::new("SELECT time, id");
+    chosen(&mut query, tenant, selection);
+    query.push(" ORDER BY time DESC, id DESC LIMIT 1 OFFSET ").push_bind(signed("limit", limit)?);
+    let row = query.build().persistent(false).fetch_optional(pool).await?;
+    let after =
+        row.map(|row| Ok::<_, sqlx::Error>(Place { micros: row.try_get(0)?, id: row.try_get(1)? })).transpose()?;
+    Ok(Selected { total: limit, after })
+}
+
+async fn page(
+    pool: &PgPool,
+    tenant: &str,
+    selection: &ReplaySelection,
+    after: Option<&Place>,
+    limit: u32,
+) -> Result<Vec<ReplayRow>, StoreError> {
+    let limit = page_limit(limit)?;
+    let mut query: QueryBuilder<Postgres> = QueryBuilder::new("SELECT time, id, hash, body");
+    chosen(&mut query, tenant, selection);
+    if let Some(place) = after {
+        query.push(" AND time >= ").push_bind(place.micros);
+        query.push(" AND (time, id) > (").push_bind(place.micros).push(", ").push_bind(place.id.clone()).push(")");
+    }
+    query.push(" ORDER BY time, id, writer, seq LIMIT ").push_bind(limit);
+    let rows = query.build().persistent(false).fetch_all(pool).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(ReplayRow {
+                place: Place { micros: row.try_get(0)?, id: row.try_get(1)? },
+                hash: hex(row.try_get(2)?),
+                body: row.try_get(3)?,
+            })
+        })
+        .collect()
+}
+
+impl Replays for PostgresStore {
+    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
+        self.call(add(self.pool(), run))
+    }
+
+    fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {
+        self.call(async move {
+            let sql = "SELECT * FROM replay_runs WHERE id = $1 AND tenant_uid = $2";
+            let row = sqlx::query(sql).bind(id).bind(tenant_uid).fetch_optional(self.pool()).await?;
+            row.as_ref().map(run_row).transpose()
+        })
+    }
+
+    fn newest_run<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        key: &'a str,
+        state: Option<ReplayState>,
+    ) -> StoreFuture<'a, Option<ReplayRun>> {
+        self.call(async move {
+            let sql = "SELECT * FROM replay_runs WHERE tenant_uid = $1 AND key = $2 AND state = coalesce($3, state) \
+                       ORDER BY created DESC, id DESC LIMIT 1";
+            let query = sqlx::query(sql).bind(tenant_uid).bind(key).bind(state.map(ReplayState::as_str));
+            query.fetch_optional(self.pool()).await?.as_ref().map(run_row).transpose()
+        })
+    }
+
+    fn open_runs(&self) -> StoreFuture<'_, Vec<ReplayRun>> {
+        self.call(async move {
+            let sql = "SELECT * FROM replay_runs WHERE finished IS NULL ORDER BY created, id LIMIT $1";
+            sqlx::query(sql).bind(OPEN).fetch_all(self.pool()).await?.iter().map(run_row).collect()
+        })
+    }
+
+    fn step_run<'a>(&'a self, id: &'a str, run_step: &'a RunStep) -> StoreFuture<'a, bool> {
+        self.call(step(self.pool(), id, run_step))
+    }
+
+    fn forget_runs(&self, before: Timestamp) -> StoreFuture<'_, u64> {
+        self.call(async move {
+            let delete = sqlx::query("DELETE FROM replay_runs WHERE finished < $1").bind(before.as_microsecond());
+            Ok(delete.execute(self.pool()).await?.rows_affected())
+        })
+    }
+
+    fn selected<'a>(&'a self, tenant: &'a str, selection: &'a ReplaySelection) -> StoreFuture<'a, Selected> {
+        self.call(selected(self.pool(), tenant, selection))
+    }
+
+    fn replay_page<'a>(
+        &'a self,
+        tenant: &'a str,
+        selection: &'a ReplaySelection,
+        after: Option<&'a Place>,
+        limit: u32,
+    ) -> StoreFuture<'a, Vec<ReplayRow>> {
+        self.call(page(self.pool(), tenant, selection, after, limit))
+    }
+}

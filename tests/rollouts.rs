@@ -1,0 +1,265 @@
+//! The life of a change on a real control plane: a good candidate reaches everybody over its stages, a bad one is taken back by itself,
+//! and what people and Git do meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use remit::policy::digest;
+use serde_json::{Value, json};
+
+use crate::operator::{READS, WRITES, package, spec};
+use crate::support::{Cluster, call, cluster, eventually_blocking};
+
+/// Stages by percent, each of a second, with nothing to be sure of but the budgets.
+fn rollout(percents: &[i64], more: Value) -> String {
+    let stages: Vec<Value> =
+        percents.iter().map(|p| json!({"percent": p, "minSeconds": 1, "minDecisions": 0})).collect();
+    let mut spec = json!({"stages": stages, "onInconclusive": "Proceed"});
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    json!({"apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"}, "spec": spec})
+        .to_string()
+}
+
+fn gated(percent: i64) -> Value {
+    let stage = json!({"percent": percent, "minSeconds": 0, "minDecisions": 0, "gate": "Manual"});
+    json!({"stages": [stage, {"percent": 100, "minSeconds": 0, "minDecisions": 0}]})
+}
+
+impl Cluster {
+    fn until(&self, tenant: &str, what: &str, right: impl Fn(&Value) -> bool) -> Value {
+        eventually_blocking(what, || {
+            let status = self.rollout(tenant)["status"].clone();
+            if right(&status) { Ok(status) } else { Err(status.to_string()) }
+        })
+    }
+
+    fn events(&self, tenant: &str, reason: &str) -> Vec<String> {
+        let text = self.kubectl(&["get", "events.events.k8s.io", "-n", tenant, "-o", "json"]).unwrap();
+        let all: Value = serde_json::from_str(&text).unwrap();
+        let mine = all["items"].as_array().unwrap().iter().filter(|e| e["reason"] == reason);
+        mine.map(|e| e["note"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+}
+
+fn condition<'a>(status: &'a Value, type_: &str) -> &'a Value {
+    let all = status["conditions"].as_array().unwrap();
+    all.iter().find(|c| c["type"] == type_).unwrap_or(&Value::Null)
+}
+
+#[tokio::test]
+async fn a_good_candidate_goes_over_its_stages_to_everybody_while_checks_go_on() {
+    let c = cluster();
+    let tenant = c.namespace("good").await;
+    c.apply(&tenant, &rollout(&[5, 50, 100], json!({}))).unwrap();
+    let token = c.coder(&tenant).await;
+    // Another package that changes no answer.
+    let (one, two) = (spec("1.0.0", &[READS]), spec("1.1.0", &["// The same, said anew.", READS]));
+    c.put(&tenant, &one);
+    c.expect(&token, &tenant, "files/read", "allowed").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (http, body, path) = (c.http(), call("coder", "files/read", json!({})), tenant.clone());
+    let (ended, bearer) = (stop.clone(), token.clone());
+    let asking = tokio::spawn(async move {
+        let mut bad = Vec::new();
+        let mut n = 0;
+        while !ended.load(Ordering::Relaxed) {
+            match http.check(&bearer, &path, &body).await {
+                Ok(answer) if answer.json()["decision"] == true => n += 1,
+                Ok(answer) => bad.push(answer.text),
+                Err(error) => bad.push(error),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (n, bad)
+    });
+    c.apply(&tenant, &package(&two).1).unwrap();
+    let (c2, t2, d2) = (c, tenant.clone(), digest(&two));
+    let status = tokio::task::spawn_blocking(move || {
+        c2.until(&t2, "the candidate is in force", |s| s["stable"]["digest"] == d2.as_str() && s["candidate"].is_null())
+    })
+    .await
+    .unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let (answered, bad) = asking.await.unwrap();
+    assert!(answered > 20 && bad.is_empty(), "{answered} {bad:?}");
+    assert_eq!((&status["phase"], &status["progress"]), (&json!("Healthy"), &json!("completed")));
+    assert_eq!(
+        (&status["history"][0]["phase"], &status["history"][0]["cause"]),
+        (&json!("completed"), &json!("NewVersion"))
+    );
+    let stages = c.events(&tenant, "StageReached");
+    for words in
+        ["decides for 5 % of sessions, stage 1 of 3", "50 % of sessions, stage 2 of 3", "all sessions, stage 3 of 3"]
+    {
+        assert!(stages.iter().any(|e| e.contains(words)), "{words}: {stages:?}");
+    }
+    let checks = status["verdict"]["checks"].as_array().unwrap();
+    for name in ["replay", "proof", "criticalDrift", "denialGrowth", "errors"] {
+        assert!(checks.iter().any(|k| k["name"] == name), "{name}: {checks:?}");
+    }
+    // Every stage raised the epoch: three, queued to none, and force.
+    assert!(status["epoch"].as_i64().unwrap() >= 5, "{status}");
+}
+
+#[tokio::test]
+async fn a_bad_candidate_is_taken_back_by_itself_and_says_by_what() {
+    let c = cluster();
+    let tenant = c.namespace("bad").await;
+    c.apply(&tenant, &rollout(&[], gated(50))).unwrap();
+    let (one, two) = (spec("1.0.0", &[READS]), spec("1.1.0", &[READS, WRITES]));
+    c.put(&tenant, &one);
+    let token = c.coder(&tenant).await;
+    c.expect(&token, &tenant, "files/read", "allowed").await;
+    let objects = package(&two).1;
+    c.apply(&tenant, &objects).unwrap();
+    c.until(&tenant, "half of the sessions are the candidate's", |s| s["percent"] == 50);
+    let begun = Instant::now();
+    // Whichever arm answers: the other one says in shadow that a write is newly allowed.
+    let (status, body) = c.check(&token, &tenant, &call("coder", "files/write", json!({}))).await;
+    assert_eq!(status, 200, "{body}");
+    let id = body["context"]["decision_id"].as_str().unwrap().to_owned();
+    let status =
+        c.until(&tenant, "stable is back for everybody", |s| s["candidate"].is_null() && s["phase"] == "Degraded");
+    eprintln!("from the bad decision to the status: {:?}", begun.elapsed());
+    assert_eq!((&status["percent"], &status["stable"]["version"]), (&Value::Null, &json!("1.0.0")));
+    let ready = condition(&status, "Ready");
+    assert_eq!(ready["reason"], "BudgetExceeded");
+    let told = c.events(&tenant, "RolledBack").join("\n");
+    for words in [id.as_str(), "tenant/core/writes", "criticalDrift is 1, budget at most 0"] {
+        assert!(told.contains(words), "{words} in {told}");
+        assert!(status["history"][0]["message"].as_str().unwrap().contains(words), "{words} in {status}");
+    }
+    assert!(ready["message"].as_str().unwrap().contains("criticalDrift is 1"), "{ready}");
+    c.expect(&token, &tenant, "files/write", "no_permit").await;
+    // It does not start again: not for a tool that applies it over and over, nor after everything was deleted and applied again.
+    let revision = status["history"][0]["revision"].clone();
+    for turn in 0..3 {
+        if turn == 1 {
+            c.kubectl(&["delete", "-n", &tenant, &package(&two).0]).unwrap();
+            c.kubectl(&["delete", "tenantrollout", "default", "-n", &tenant]).unwrap();
+        }
+        c.apply(&tenant, &rollout(&[], gated(50))).unwrap();
+        c.apply(&tenant, &objects).unwrap();
+        let now = format!("reconcile.remit.dev/requestedAt={turn}");
+        c.kubectl(&["annotate", "--overwrite", "tenantrollout/default", "-n", &tenant, &now]).unwrap();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let status = c.until(&tenant, "it stays back", |s| s["phase"] == "Degraded");
+        assert_eq!((&status["candidate"], &status["history"][0]["revision"]), (&Value::Null, &revision), "{status}");
+        assert_eq!(condition(&status, "Ready")["reason"], "BudgetExceeded");
+    }
+    // Another spec may: a person has looked and means it.
+    let mut meant = gated(50);
+    meant["budgets"] = json!({"criticalDrift": 1000});
+    c.apply(&tenant, &rollout(&[], meant)).unwrap();
+    c.until(&tenant, "it starts under another spec", |s| s["percent"] == 50);
+}
+
+/// Entries of a crowd do not keep a person's from being handled; and nobody's entry is lost by Remit's own writes.
+#[tokio::test]
+async fn action_list_filled_to_block_rollback() {
+    let c = cluster();
+    let tenant = c.namespace("crowd").await;
+    c.rolls_out_at_once(&tenant);
+    let (one, two) = (spec("1.0.0", &[READS]), spec("1.1.0", &[READS, WRITES]));
+    c.put(&tenant, &one);
+    c.put(&tenant, &two);
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "crowd"},
+        "rules": [
+            {"apiGroups": ["remit.dev"], "resources": ["tenantrollouts", "tenantrollouts/status"], "verbs": ["get", "patch"]},
+            {"apiGroups": ["remit.dev"], "resources": ["tenantrollouts"], "verbs": ["pause", "promote", "abort", "rollback"]},
+        ],
+    });
+    c.apply(&tenant, &role.to_string()).unwrap();
+    let users: Vec<String> = (0..4).map(|i| format!("mob-{i}-{tenant}")).collect();
+    let mut binding = vec!["create", "rolebinding", "crowd", "-n", &tenant, "--role=crowd"];
+    let flags: Vec<String> = users.iter().map(|u| format!("--user={u}")).collect();
+    binding.extend(flags.iter().map(String::as_str));
+    c.kubectl(&binding).unwrap();
+    let ask = |user: &str, id: &str, action: &str, digest: Option<&str>| {
+        let mut entry = json!({"id": id, "actor": user, "action": action, "reason": "because"});
+        if let Some(digest) = digest {
+            entry["digest"] = digest.into();
+        }
+        let body = json!({
+            "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
+            "status": {"actions": [entry]},
+        });
+        let (as_user, manager) = (format!("--as={user}"), format!("--field-manager={id}"));
+        c.apply_with(&tenant, &body.to_string(), &["--server-side", "--subresource=status", &as_user, &manager])
+            .unwrap();
+    };
+    let elsewhere = format!("sha256:{}", "0".repeat(64));
+    for i in 0..12 {
+        let action = ["promote", "abort", "rollback"][i % 3];
+        ask(&users[i % 3], &format!("junk-{i}"), action, Some(&elsewhere));
+    }
+    ask(&users[3], "real", "rollback", Some(&digest(&two)));
+    let status = c.until(&tenant, "everything is handled", |s| {
+        s["handled"].as_array().is_some_and(|h| h.len() == 13) && s["actions"].as_array().is_none_or(Vec::is_empty)
+    });
+    assert_eq!(status["stable"]["version"], "1.0.0");
+    for handled in status["handled"].as_array().unwrap() {
+        let result = handled["result"].as_str().unwrap();
+        let expected = if handled["id"] == "real" { "done: core 1.0.0 is in force" } else { "refused: " };
+        assert!(result.starts_with(expected), "{handled}");
+    }
+    assert_eq!(condition(&status, "Ready")["reason"], "RolledBack");
+}
+
+/// A definition that is older than the operator drops a budget without a word: the operator says so and starts nothing.
+#[tokio::test]
+async fn budget_dropped_by_an_old_crd() {
+    let c = Cluster::start_own();
+    let tenant = c.namespace("old").await;
+    c.put(&tenant, &spec("1.0.0", &[READS]));
+    let name = "tenantrollouts.remit.dev";
+    let newer = c.kubectl(&["get", "crd", name, "-o", "json"]).unwrap();
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/budgets/properties/criticalDrift";
+    let older = json!([{"op": "remove", "path": path}]).to_string();
+    c.kubectl(&["patch", "crd", name, "--type=json", "-p", &older]).unwrap();
+    c.apply(&tenant, &package(&spec("1.1.0", &[READS, WRITES])).1).unwrap();
+    c.stalled_for(&tenant, "OutdatedDefinition");
+    let status = c.rollout(&tenant)["status"].clone();
+    let message = condition(&status, "Ready")["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("spec.budgets.criticalDrift"), "{message}");
+    assert_eq!((&status["candidate"], &status["stable"]["version"]), (&Value::Null, &json!("1.0.0")));
+    // With the definition that belongs to it the rollout starts.
+    let newer: Value = serde_json::from_str(&newer).unwrap();
+    let schema = json!({"spec": {"versions": newer["spec"]["versions"]}}).to_string();
+    c.kubectl(&["patch", "crd", name, "--type=merge", "-p", &schema]).unwrap();
+    c.until(&tenant, "it starts", |s| s["candidate"]["version"] == "1.1.0");
+}
+
+/// What stands in a status that somebody wrote over moves nobody for longer than the next pass.
+#[tokio::test]
+async fn forged_stage_in_status() {
+    let c = cluster();
+    let tenant = c.namespace("forged").await;
+    c.apply(&tenant, &rollout(&[], gated(50))).unwrap();
+    c.put(&tenant, &spec("1.0.0", &[READS]));
+    c.apply(&tenant, &package(&spec("1.1.0", &[READS])).1).unwrap();
+    let before = c.until(&tenant, "half of the sessions are the candidate's", |s| s["percent"] == 50);
+    // Only Remit's own account may write these fields: a backup that is restored in its name, say.
+    let remit = format!("--as=system:serviceaccount:{}:remit", crate::support::PLATFORM);
+    let forged = json!({"status": {"percent": 100, "stage": 1, "epoch": 500}}).to_string();
+    let patch = [
+        "patch",
+        "tenantrollout",
+        "default",
+        "-n",
+        &tenant,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &forged,
+        &remit,
+    ];
+    c.kubectl(&patch).unwrap();
+    let after = c.until(&tenant, "it is put right", |s| s["percent"] == 50 && s["stage"] == 0);
+    assert!(after["epoch"].as_i64().unwrap() > 500, "replicas that took it must take what is right: {after}");
+    assert_eq!(after["candidate"], before["candidate"]);
+}
