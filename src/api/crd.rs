@@ -28,8 +28,20 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         finish(PolicyReplay::crd(), policy_replay::RULES),
         finish(PolicySigner::crd(), &[]),
         finish(TenantProfile::crd(), tenant_profile::RULES),
-        finish(TenantRollout::crd(), tenant_rollout::RULES),
+        with_stage_rules(finish(TenantRollout::crd(), tenant_rollout::RULES)),
     ]
+}
+
+/// The rules over `spec.stages`, of which there is one a place.
+fn with_stage_rules(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let schemas = crd.spec.versions.iter_mut().filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
+    for root in schemas {
+        let spec = root.properties.as_mut().and_then(|p| p.get_mut("spec")?.properties.as_mut());
+        if let Some(stages) = spec.and_then(|p| p.get_mut("stages")) {
+            stages.x_kubernetes_validations = Some(tenant_rollout::stage_rules());
+        }
+    }
+    crd
 }
 
 fn finish(mut crd: CustomResourceDefinition, rules: &[Rule]) -> CustomResourceDefinition {

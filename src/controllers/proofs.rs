@@ -9,9 +9,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::preflight::{Polled, Preflight};
 use crate::api::{Invariant, PolicyPackageSpec, RevisionStatus};
-use crate::lifecycle::evidence::{Progress, ProofSummary, Question, ReplaySummary};
+use crate::lifecycle::evidence::{Progress, ProofSummary, Question};
 use crate::policy::{base_platform, digest};
 use crate::proof::worker::Prover;
 use crate::proof::{Input, Limits, Proof};

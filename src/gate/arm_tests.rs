@@ -45,7 +45,6 @@ fn shares_are_what_the_stage_says() {
             let n = ids.iter().filter(|id| of(&c, id) == Arm::Canary).count();
             let expected = 20_000.0 * f64::from(percent) / 100.0;
             let deviation = (expected * (1.0 - f64::from(percent) / 100.0)).sqrt();
-            #[expect(clippy::cast_precision_loss)]
             let off = (n as f64 - expected).abs() / deviation;
             assert!(off < 4.5, "key {key}, {percent} %: {n} of 20000 is {off:.1} standard deviations off");
         }

@@ -38,6 +38,8 @@ const TEXTS: Duration = Duration::from_secs(10);
 const JUDGED: Duration = Duration::from_secs(5);
 /// After a step, or where somebody else was faster: the watch brings what was written in the meantime.
 const SOON: Duration = Duration::from_millis(20);
+/// How often a status is written anew because somebody was faster.
+const TRIES: usize = 5;
 /// When the installed definition is looked at again, where it lacks something.
 const DEFINITION: Duration = Duration::from_secs(10);
 
@@ -135,7 +137,7 @@ impl Pass<'_> {
     ) -> Result<Option<Action>, ReconcileError> {
         let (ctx, tenant) = (self.ctx, self.tenant);
         let mut again = next.again.map(|d| d.max(SOON));
-        let mut kept = false;
+        let (mut kept, mut stepped) = (false, false);
         for effect in &next.effects {
             match effect {
                 Effect::KeepBytes { digest } => {
@@ -150,6 +152,7 @@ impl Pass<'_> {
                         tracing::info!(tenant = %tenant.name, "another replica took a step of the rollout first");
                         return Ok(Some(Action::requeue(SOON)));
                     }
+                    stepped = true;
                     fault::point("rollout.committed");
                 }
                 Effect::WriteStatus { urgent } => {
@@ -157,8 +160,7 @@ impl Pass<'_> {
                         again = Some(again.map_or(left, |a| a.min(left)));
                         continue;
                     }
-                    let api = ctx.api::<TenantRollout>(&tenant.name);
-                    apply_status(&api, self.rollout, self.rollout.status.as_ref(), &next.status, true).await?;
+                    self.write(&next.status, stepped).await?;
                     ctx.rollout.wrote(&tenant.name);
                     if next.taken_back {
                         ctx.rollout.numbers.taken_back(looked.newest());
@@ -210,6 +212,27 @@ impl Pass<'_> {
             );
         }
         Ok(done)
+    }
+
+    /// Writes the status over the version that was read. After a step of this pass also over a newer one: what the store took is so,
+    /// and people must still be told.
+    async fn write(&self, status: &TenantRolloutStatus, stepped: bool) -> Result<(), ReconcileError> {
+        let api = self.ctx.api::<TenantRollout>(&self.tenant.name);
+        let mut tries = if stepped { TRIES } else { 0 };
+        let mut newer: Option<TenantRollout> = None;
+        loop {
+            let over = newer.as_ref().unwrap_or(self.rollout);
+            match apply_status(&api, over, over.status.as_ref(), status, true).await {
+                Err(error) if tries > 0 && error.is_conflict() => {
+                    let there = call("tenantrollouts", api.get_opt(DEFAULT_NAME)).await?;
+                    // Another object of this name is told by its own pass.
+                    let Some(there) = there.filter(|t| t.uid() == self.rollout.uid()) else { return Err(error) };
+                    newer = Some(there);
+                    tries -= 1;
+                }
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// How long a write that is not urgent has to wait; None: it may be written.

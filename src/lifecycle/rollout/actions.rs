@@ -117,10 +117,10 @@ impl Pass<'_> {
         match self.standing() {
             Standing::Fails(why) => return Err(why),
             Standing::Waits(why) if evidence => {
-                return Err(format!("{why}; promote-full goes on without"));
+                return Err(format!("{why}; promote --full goes on without"));
             }
             Standing::Holds(HoldReason::Proof, _, why) => {
-                return Err(format!("{why}; promote-full goes on without"));
+                return Err(format!("{why}; promote --full goes on without"));
             }
             Standing::Waits(_) | Standing::Holds(..) | Standing::Passes => {}
         }

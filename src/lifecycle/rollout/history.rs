@@ -188,7 +188,12 @@ impl Pass<'_> {
         self.record(&candidate, "completed", cause, by, message.clone());
         self.entry(&candidate, "completed", cause, message);
         let note = format!("{} ({}) is in force.", named(&candidate), short(&candidate.digest));
-        self.event(false, "Completed", note);
+        let reason = match cause {
+            "Reverted" => "Reverted",
+            "PromotedUnchecked" => "PromotedUnchecked",
+            _ => "NewVersion",
+        };
+        self.event(false, reason, note);
         self.clear_candidate("completed");
         self.come_into_force(candidate);
     }

@@ -197,7 +197,7 @@ fn the_proof_holds_only_what_asks_for_it() {
         let came = if w.status.percent == Some(5) { goes } else { w.reason() };
         assert_eq!(came, what, "{budget:?} {verdict:?}");
         if what == holds {
-            assert!(w.asked("promote", |_| ()).contains("promote-full goes on without"));
+            assert!(w.asked("promote", |_| ()).contains("promote --full goes on without"));
             assert!(w.asked("promote-full", |a| a.reason = None).contains("needs a reason"));
             assert!(w.asked("promote-full", |_| ()).starts_with("done"));
             assert_eq!((w.version(), w.entry(2).cause.as_str()), (Some("1.1.0"), "PromotedUnchecked"));
