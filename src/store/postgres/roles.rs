@@ -187,8 +187,6 @@ fn revoking(role: &str) -> Vec<String> {
     statements
 }
 
-/// Whether the operator's logins are given rights on this table.
 #[cfg(test)]
-pub(super) fn grants(table: &str) -> bool {
-    OPERATOR.iter().any(|(name, _)| *name == table)
-}
+#[path = "roles_tests.rs"]
+mod tests;
