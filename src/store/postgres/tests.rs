@@ -3,11 +3,7 @@
 
 use super::*;
 use crate::gate::DecisionRecord;
-<<<<<<< HEAD
-use crate::store::testing::postgres::fresh_database;
-=======
 use crate::store::testing::postgres::{connect, fresh_database, fresh_login, with_login};
->>>>>>> origin/main
 use crate::store::{Columns, contract, contract_arms, contract_history, contract_replays, contract_rollouts};
 
 async fn fresh() -> Arc<PostgresStore> {
@@ -100,8 +96,6 @@ async fn selections_are_read_in_one_order() {
     let store = fresh().await;
     ship(&store, contract_replays::disordered()).await;
     contract_replays::selections_are_read_in_one_order(&*store).await;
-<<<<<<< HEAD
-=======
 }
 
 /// Every table holds everybody back who is not the operator, also its owner, and its rights are given somewhere.
@@ -276,5 +270,4 @@ async fn changed_sessions_are_given_however_late_they_commit() {
     assert!(rows.iter().any(|r| r.id == "late"), "it began before the mark and committed after it");
     let (rows, _) = store.changed_sessions(Some(&mark)).await.unwrap();
     assert!(rows.is_empty(), "{rows:?}");
->>>>>>> origin/main
 }
