@@ -187,6 +187,8 @@ fn revoking(role: &str) -> Vec<String> {
     statements
 }
 
+/// Whether the operator's logins are given rights on this table.
 #[cfg(test)]
-#[path = "roles_tests.rs"]
-mod tests;
+pub(super) fn grants(table: &str) -> bool {
+    OPERATOR.iter().any(|(name, _)| *name == table)
+}
