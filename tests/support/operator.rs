@@ -150,7 +150,10 @@ impl Operator {
         eventually_blocking("remit operator ends by itself", || {
             let mut running = self.lock();
             match running.as_mut().map(|r| r.operator.try_wait().expect("wait")) {
-                None | Some(Some(_)) => Ok(*running = None),
+                None | Some(Some(_)) => {
+                    *running = None;
+                    Ok(())
+                }
                 Some(None) => Err(tail(&self.log, 5)),
             }
         });
