@@ -250,10 +250,11 @@ async fn a_served_folder_replays_its_own_decisions() {
         ),
     ]);
     let serve = folder.serve();
-    assert_eq!(folder.remit(&["check", "--agent", "coder", "--tool", "git/log"]).status.code(), Some(0));
+    let run = |args: &[&str]| remit().args(args).arg("--policy").arg(folder.path()).output().unwrap();
+    assert_eq!(run(&["check", "--agent", "coder", "--tool", "git/log"]).status.code(), Some(0));
     let (http, token) = (serve.http(), folder.token("admin-token"));
     let shown: Value = {
-        let out = folder.remit(&["decisions", "list", "-o", "json"]);
+        let out = run(&["decisions", "list", "-o", "json"]);
         serde_json::from_slice(&out.stdout).unwrap()
     };
     let record = &shown["items"][0]["record"];
