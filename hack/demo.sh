@@ -118,7 +118,7 @@ step "A tenant is a namespace; it needs an agent and a package"
 run "kubectl create namespace acme"
 succeeds
 run "cat agent.yaml package.yaml"
-run "kubectl apply -f agent.yaml -f package.yaml"
+run "kubectl apply -f agent.yaml -f package.yaml -f rollout.yaml"
 succeeds
 run "kubectl -n acme wait --for=create tenantrollout/default --timeout=60s"
 succeeds
