@@ -85,7 +85,14 @@ arms_in_records() {
   while :; do
     remit decisions list -n globex --since 5m --limit 1000 -o json ${page:+--page "$page"} >records.json
     tr -d '\n' <records.json | sed 's/"seq"/\n"seq"/g' |
-      sed -n 's/.*"arm": *"\([a-z]*\)".*"session": *"\([^"]*\)".*"time": *"[^T]*T\([0-9:.]*\)Z".*/\2 \1 \3/p'
+      awk 'function text(key, found) {
+          if (!match($0, "\"" key "\": *\"[^\"]*\"")) return ""
+          found = substr($0, RSTART, RLENGTH - 1)
+          sub(/^[^:]*: *"/, "", found)
+          return found
+        }
+        { session = text("session"); arm = text("arm"); time = text("time"); gsub(/.*T|Z/, "", time)
+          if (session != "" && arm != "") print session, arm, time }'
     next=$(tr -d '\n' <records.json | sed -n 's/.*"next": *"\([^"]*\)".*/\1/p')
     [[ -n $next ]] || break
     page=$next
