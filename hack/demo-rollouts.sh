@@ -157,7 +157,7 @@ demo_rollouts() {
   shows "Denies 1 of"
 
   step "The good road: 5, 25, 100 % of sessions"
-  run "grep -A 8 'stages:' globex/rollout.yaml"
+  run "grep -A 9 'stages:' globex/rollout.yaml"
   watch_on
   traffic_on
   run "remit package build globex/good --namespace globex > globex/guard-1.1.0.yaml && kubectl apply -f globex/guard-1.1.0.yaml"
