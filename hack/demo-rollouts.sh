@@ -79,7 +79,7 @@ watch_off() {
   awk '{ key = $0; sub(/[^ ]+ *$/, "", key); if (key != last) print "  " $0; last = key }' watch.txt
 }
 
-# Every call of globex since the sessions began, oldest first: SESSION ARM TIME.
+# Every call of globex that was made while a rollout ran (only then a record has a revision), oldest first: SESSION ARM TIME.
 arms_in_records() {
   local page='' next
   while :; do
@@ -92,7 +92,7 @@ arms_in_records() {
           return found
         }
         { session = text("session"); arm = text("arm"); time = text("time"); gsub(/.*T|Z/, "", time)
-          if (session != "" && arm != "") print session, arm, time }'
+          if (session != "" && arm != "" && $0 ~ /"revision": *[0-9]/) print session, arm, time }'
     next=$(tr -d '\n' <records.json | sed -n 's/.*"next": *"\([^"]*\)".*/\1/p')
     [[ -n $next ]] || break
     page=$next
