@@ -295,7 +295,7 @@ async fn serve_one(args: &[String]) -> Result<(), Fault> {
                 freshness,
                 journal,
                 store: store.clone(),
-                replays: store.clone(),
+                replays: sqlite.clone(),
                 authenticator: Arc::new(ReviewedTokens::new(Arc::new(Reviewer), None, clock.clone(), metrics.clone())),
                 authorizer: Arc::new(ReviewedAccess::new(Arc::new(Reviewer), clock.clone(), metrics.clone())),
                 sessions: Arc::new(Sessions::load(store.as_ref()).await?),

@@ -253,13 +253,13 @@ async fn a_rollout_shows_its_proof_and_is_held_to_it() {
     status("the first package is in force", &|s| s["stable"]["version"] == "1.0.0");
     put("1.1.0", &[READS, WRITES]);
     let refused = status("the expansion is found", &|s| s["phase"] == "Degraded");
-    let proof = refused["proof"].as_str().unwrap();
+    let proof = refused["proof"].as_str().unwrap_or_else(|| panic!("{refused}"));
     assert!(proof.starts_with("expands; with a human expands; "), "{proof}");
     assert!(proof.contains("an agent (trust 1) calls files/write"), "{proof}");
     assert_eq!(refused["stable"]["version"], "1.0.0");
     let failed =
         refused["verdict"]["checks"].as_array().unwrap().iter().find(|c| c["name"] == "proof").unwrap().clone();
-    assert_eq!((&failed["result"], &failed["threshold"]), (&json!("Fail"), &json!("nobody may do more")), "{failed}");
+    assert_eq!((&failed["result"], &failed["threshold"]), (&json!("Fail"), &json!("nobody may do more")), "{refused}");
     // What restricts goes through by itself.
     let narrowed = READS.replace(';', " when { principal.trust >= 2 };");
     put("1.2.0", &[&narrowed]);

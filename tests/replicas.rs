@@ -40,7 +40,7 @@ pub async fn tenant(c: &Replicas) -> (String, String) {
     let token = c.token_for(&tenant, "coder", "remit").await;
     for i in 0..c.len() {
         answers(c, i, &token, &tenant, "git/log", "allowed").await;
-        answers(c, i, &token, &tenant, "git/push", "denied_by_default").await;
+        answers(c, i, &token, &tenant, "git/push", "no_permit").await;
     }
     (tenant, token)
 }
@@ -59,6 +59,18 @@ pub async fn answers(c: &Replicas, i: usize, token: &str, tenant: &str, tool: &s
         match code(&http, token, tenant, tool).await? {
             got if got == want => Ok(()),
             got => Err(got),
+        }
+    })
+    .await;
+}
+
+/// Waits until this replica knows that the agent is gone.
+async fn forgets(c: &Replicas, i: usize, token: &str, tenant: &str) {
+    let http = c.http_of(i);
+    eventually(&format!("replica {i} knows no such agent"), || async {
+        match code(&http, token, tenant, "git/log").await? {
+            got if ["allowed", "snapshot_stale", "not_synced"].contains(&got.as_str()) => Err(got),
+            _ => Ok(()),
         }
     })
     .await;
@@ -170,13 +182,13 @@ async fn a_change_made_while_the_watch_was_down_is_seen_after_it() {
         let failures = c.replica(cut).metric("remit_watch_failures_total").unwrap_or_default();
         if failures > 20.0 { Ok(()) } else { Err(failures.to_string()) }
     });
-    answers(&c, cut, &token, &tenant, "git/push", "denied_by_default").await;
+    answers(&c, cut, &token, &tenant, "git/push", "no_permit").await;
     // Something that vanished, too.
     c.kubectl(&["delete", "agent", "coder", "-n", &tenant]).unwrap();
-    answers(&c, other, &token, &tenant, "git/log", "unknown_agent").await;
+    forgets(&c, other, &token, &tenant).await;
     load.was_good().await;
     c.to_api[cut].pass();
-    answers(&c, cut, &token, &tenant, "git/log", "unknown_agent").await;
+    forgets(&c, cut, &token, &tenant).await;
     // Every watch goes on, also of kinds in which nothing has changed: the snapshot is young again.
     eventually_blocking("the feed lives", || match c.replica(cut).metric("remit_snapshot_age_seconds") {
         Some(age) if age < 5.0 => Ok(()),
@@ -199,10 +211,10 @@ async fn connections_that_died_without_a_word_are_noticed() {
     // And a whole network that swallows everything for a while.
     c.to_api[half].silence();
     c.kubectl(&["delete", "agent", "coder", "-n", &tenant]).unwrap();
-    answers(&c, other, &token, &tenant, "git/log", "unknown_agent").await;
+    forgets(&c, other, &token, &tenant).await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     c.to_api[half].pass();
-    answers(&c, half, &token, &tenant, "git/log", "unknown_agent").await;
+    forgets(&c, half, &token, &tenant).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +241,7 @@ async fn checks_go_on_without_the_api_server_and_its_restart_loses_no_change() {
     server.restart();
     c.leader();
     for i in 0..2 {
-        answers(&c, i, &token, &tenant, "git/push", "denied_by_default").await;
+        answers(&c, i, &token, &tenant, "git/push", "no_permit").await;
     }
     for load in loads {
         load.was_good().await;

@@ -6,8 +6,11 @@ use super::{HumanAction, TenantRollout};
 
 /// Open entries that one person may have.
 pub const OPEN_ACTIONS: usize = 4;
-/// Places of the list.
+/// Places of the list, of which so many are for `abort` and `rollback` alone, and so many of these for `rollback` alone: nobody shuts these
+/// out by asking for something else.
 const PLACES: usize = 64;
+const FOR_ENDING: usize = 32;
+const FOR_ROLLBACK: usize = 16;
 
 /// What a person asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +74,16 @@ pub fn append_action(rollout: &TenantRollout, action: &HumanAction) -> Result<Va
             action.actor
         ));
     }
-    if actions.len() >= PLACES {
-        return Err(format!("{} entries wait for Remit", actions.len()));
+    let (abort, rollback) = (ActionKind::Abort.as_str(), ActionKind::Rollback.as_str());
+    let (counted, places) = if action.action == rollback {
+        (actions.len(), PLACES)
+    } else if action.action == abort {
+        (actions.iter().filter(|a| a.action != rollback).count(), PLACES - FOR_ROLLBACK)
+    } else {
+        (actions.iter().filter(|a| a.action != rollback && a.action != abort).count(), PLACES - FOR_ENDING)
+    };
+    if counted >= places {
+        return Err(format!("{} entries wait for Remit; the places that are left are for others", actions.len()));
     }
     actions.push(action.clone());
     let version = rollout.metadata.resource_version.as_deref();
@@ -104,8 +115,25 @@ mod tests {
         rollout.status = Some(TenantRolloutStatus { actions, ..TenantRolloutStatus::default() });
         assert!(append_action(&rollout, &of("ann", 4)).unwrap_err().contains("ann has 4 entries"));
         assert_eq!(append_action(&rollout, &of("bob", 0)).unwrap()["status"]["actions"].as_array().unwrap().len(), 5);
-        rollout.status.as_mut().unwrap().actions = (0..64).map(|n| of(&format!("u{n}"), 0)).collect();
-        assert!(append_action(&rollout, &of("bob", 0)).is_err());
+    }
+
+    #[test]
+    fn places_are_kept_for_those_who_end_or_undo() {
+        let mut rollout = TenantRollout::new("default", Default::default());
+        rollout.status = Some(TenantRolloutStatus::default());
+        let mut n = 0;
+        for (action, most) in [("pause", 32), ("abort", 48), ("rollback", 64)] {
+            loop {
+                let (id, action) = (format!("{action}-{n}"), action.to_owned());
+                let new = HumanAction { id: id.clone(), actor: id, action, ..HumanAction::default() };
+                if append_action(&rollout, &new).is_err() {
+                    break;
+                }
+                rollout.status.as_mut().unwrap().actions.push(new);
+                n += 1;
+            }
+            assert_eq!(n, most, "{action}");
+        }
     }
 
     /// The chart's policy and this list say the same.

@@ -59,7 +59,7 @@ enum Command {
     #[command(subcommand)]
     Hook(hook::Hook),
     Serve(serve::Serve),
-    McpProxy(mcp_proxy::McpProxy),
+    McpProxy(Box<mcp_proxy::McpProxy>),
     Check(Box<check::Check>),
     Audit(audit::AuditArgs),
     Decisions(decisions::DecisionsArgs),
@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
         Command::Postgres(command) => block_on(postgres::run(command)),
         Command::Hook(command) => hook::run(&command),
         Command::Serve(args) => block_on(serve::run(args)),
-        Command::McpProxy(args) => mcp_proxy::run(args),
+        Command::McpProxy(args) => mcp_proxy::run(*args),
         Command::Check(args) => block_on(check::run(*args)),
         Command::Audit(args) => block_on(audit::run(args)),
         Command::Decisions(args) => block_on(decisions::run(args)),

@@ -37,7 +37,7 @@ impl Evidence {
 
 impl Preflight for Evidence {
     fn replay<'a>(&'a self, question: &'a Question) -> Polled<'a, ReplaySummary> {
-        Box::pin(self.replays.replay(question))
+        Box::pin(self.replays.answer(question))
     }
 
     fn prove<'a>(&'a self, question: &'a Question) -> Polled<'a, ProofSummary> {

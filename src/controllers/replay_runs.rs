@@ -88,7 +88,7 @@ impl ReplayRunner {
     }
 
     /// The replay of a rollout's question: begun, under way, or done. Only a completed run of exactly this question counts.
-    pub async fn replay(&self, question: &Question) -> Progress<ReplaySummary> {
+    pub async fn answer(&self, question: &Question) -> Progress<ReplaySummary> {
         let rollout = self.objects.as_ref().and_then(|o| o.rollout_of(&question.tenant));
         let wanted = rollout.and_then(|r| r.0.as_ref().ok()?.spec.replay.clone()).unwrap_or_default();
         let _one = self.asking.lock().await;

@@ -70,12 +70,11 @@ impl Storage {
                 tracing::error!(postgres = %url, %error, "PostgreSQL can't be reached; checks go on, it is tried again for ever");
             }
         }
-        match postgres.owns_records().await {
-            Ok(true) => tracing::warn!(
+        if let Ok(true) = postgres.owns_records().await {
+            tracing::warn!(
                 postgres = %url,
                 "this login owns the tables and could change records: give the operator one by `remit postgres grant-operator`"
-            ),
-            Ok(false) | Err(_) => {}
+            );
         }
         let keep = ShippingOptions {
             keep: args.journal_keep,

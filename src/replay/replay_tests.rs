@@ -303,7 +303,7 @@ const MORE: [&str; 8] = ["lost", "orphan", "stopped", "coder", "helper", "deep-5
 const TOOLS: [&str; 5] = ["git/log", "git/push", "git/gc", "git/new", "mail/send"];
 
 fn put(question: &Question, n: usize) -> (crate::gate::CheckRequest, SessionState) {
-    let names = if n % 2 == 0 { AGENTS } else { MORE };
+    let names = if n.is_multiple_of(2) { AGENTS } else { MORE };
     let arguments =
         [json!({}), json!({"command": "push --force"}), json!({"branch": "main", "n": 3}), json!({"password": "x"})];
     let mut request = request(names[question.agent], TOOLS[question.tool], arguments[question.argument].clone());

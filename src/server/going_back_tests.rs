@@ -186,6 +186,7 @@ async fn versions_are_listed_newest_first_with_what_was_deleted() {
         ("/admin/tenants/other/policies/a/versions".to_owned(), (404, "unknown_tenant")),
         ("/admin/tenants/nowhere/policies/a/versions".to_owned(), (404, "unknown_tenant")),
         ("/policies/a/versions".to_owned(), (400, "tenant_needed")),
+        ("/policies".to_owned(), (400, "tenant_needed")),
     ] {
         let reply = world.get("admin", &path).await;
         assert_eq!(reply.code(), code, "{path}: {}", reply.text);

@@ -129,7 +129,9 @@ pub(super) async fn version(
 }
 
 /// `GET …/policies`: the newest version of every policy, deleted ones too.
-pub async fn list(State(state): State<AppState>, params: Params, parts: Parts) -> Result<Response, HttpError> {
+pub async fn list(State(state): State<AppState>, params: Option<Params>, parts: Parts) -> Result<Response, HttpError> {
+    // The short form has no names in its path.
+    let params = params.unwrap_or_else(|| Path(HashMap::new()));
     let reader = reader(&state, &parts, &params, "policypackages").await?;
     let items = state.store.policies(&reader.uid, None).await.map_err(failed)?;
     Ok(Json(json!({"items": items})).into_response())

@@ -32,7 +32,7 @@ impl Collector for ShippingNumbers {
         }
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         for (name, help, value) in [
-            ("remit_journal_lag_records", "Records that PostgreSQL has not got yet", number(backlog.records)),
+            ("remit_journal_lag_rows", "Records that PostgreSQL has not got yet", number(backlog.records)),
             ("remit_journal_lag_bytes", "Bytes that PostgreSQL has not got yet", number(backlog.bytes)),
             (
                 "remit_journal_cap_bytes",

@@ -30,7 +30,7 @@ fn shadow(n: u64, severity: Severity, cause: Option<Cause>) -> ShadowRow {
         tenant_uid: "uid-acme".into(),
         revision: 3,
         agent: "coder".into(),
-        answered: if n % 2 == 0 { Arm::Stable } else { Arm::Canary },
+        answered: if n.is_multiple_of(2) { Arm::Stable } else { Arm::Canary },
         severity,
         cause,
         sentence: format!("sentence {n}"),

@@ -86,7 +86,7 @@ impl Operator {
             .arg(format!("--metrics-listen=127.0.0.1:{}", self.metrics))
             .arg("--dns-names=localhost,127.0.0.1")
             // A killed one's lease runs out sooner than by default.
-            .args(["--lease-seconds=6", "--lease-renew-seconds=4", "--lease-retry-seconds=1"])
+            .args(["--lease-seconds=10", "--lease-renew-seconds=7", "--lease-retry-seconds=1"])
             .arg("--data-dir")
             .arg(&self.data)
             .args(&self.arguments)
@@ -150,7 +150,10 @@ impl Operator {
         eventually_blocking("remit operator ends by itself", || {
             let mut running = self.lock();
             match running.as_mut().map(|r| r.operator.try_wait().expect("wait")) {
-                None | Some(Some(_)) => Ok(*running = None),
+                None | Some(Some(_)) => {
+                    *running = None;
+                    Ok(())
+                }
                 Some(None) => Err(tail(&self.log, 5)),
             }
         });

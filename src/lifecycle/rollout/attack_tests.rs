@@ -117,7 +117,8 @@ fn forged_stage_in_status() {
     let w = World::in_stage_one();
     let evil =
         RevisionStatus { tenant_uid: UID.into(), digest: "sha256:evil".into(), revision: 9, ..Default::default() };
-    let forgeries: [(&str, Box<dyn Fn(&mut TenantRolloutStatus)>); 7] = [
+    type Forgery = Box<dyn Fn(&mut TenantRolloutStatus)>;
+    let forgeries: [(&str, Forgery); 7] = [
         ("stage", Box::new(|s| (s.stage, s.percent) = (Some(2), Some(100)))),
         ("epoch", Box::new(|s| (s.percent, s.epoch) = (Some(100), 7_000))),
         (

@@ -225,8 +225,11 @@ fn turn(w: &mut World, turn: &Turn) {
     }
 }
 
+/// Digest and number of a revision.
+type Named = Option<(String, i64)>;
+
 /// What decides by what anybody is answered.
-fn routes(s: &TenantRolloutStatus) -> (Option<(String, i64)>, Option<(String, i64)>, Option<i64>) {
+fn routes(s: &TenantRolloutStatus) -> (Named, Named, Option<i64>) {
     let of = |r: &Option<RevisionStatus>| r.as_ref().map(|r| (r.digest.clone(), r.revision));
     (of(&s.stable), of(&s.candidate), s.percent)
 }

@@ -186,3 +186,7 @@ fn revoking(role: &str) -> Vec<String> {
     statements.extend(OPERATOR_FUNCTIONS.iter().map(|f| format!("REVOKE ALL ON FUNCTION {f} FROM {role}")));
     statements
 }
+
+#[cfg(test)]
+#[path = "roles_tests.rs"]
+mod tests;

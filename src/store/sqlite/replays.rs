@@ -17,14 +17,14 @@ const OPEN: i64 = 1000;
 
 /// A job of the writer.
 pub(super) enum ReplayWrite {
-    Add(ReplayRun),
+    Add(Box<ReplayRun>),
     Step(String, RunStep),
     Forget(Timestamp),
 }
 
 pub(super) async fn apply(conn: &mut SqliteConnection, write: ReplayWrite) -> Result<u64, StoreError> {
     match write {
-        ReplayWrite::Add(run) => add(conn, run).await,
+        ReplayWrite::Add(run) => add(conn, *run).await,
         ReplayWrite::Step(id, run_step) => step(conn, &id, run_step).await,
         ReplayWrite::Forget(before) => {
             let delete = sqlx::query("DELETE FROM replay_runs WHERE finished < ?").bind(before.as_microsecond());
@@ -182,7 +182,9 @@ async fn page(
 
 impl Replays for SqliteStore {
     fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
-        Box::pin(async move { self.write(Write::Replay(Box::new(ReplayWrite::Add(run.clone())))).await.map(drop) })
+        Box::pin(
+            async move { self.write(Write::Replay(Box::new(ReplayWrite::Add(Box::new(run.clone()))))).await.map(drop) },
+        )
     }
 
     fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {
