@@ -79,13 +79,20 @@ watch_off() {
   awk '{ key = $0; sub(/[^ ]+ *$/, "", key); if (key != last) print "  " $0; last = key }' watch.txt
 }
 
-# Every call of globex since the sessions began, oldest first: SESSION ARM TIME.
+# Every call of globex that was made while a rollout ran (only then a record has a revision), oldest first: SESSION ARM TIME.
 arms_in_records() {
   local page='' next
   while :; do
     remit decisions list -n globex --since 5m --limit 1000 -o json ${page:+--page "$page"} >records.json
     tr -d '\n' <records.json | sed 's/"seq"/\n"seq"/g' |
-      sed -n 's/.*"arm": *"\([a-z]*\)".*"session": *"\([^"]*\)".*"time": *"[^T]*T\([0-9:.]*\)Z".*/\2 \1 \3/p'
+      awk 'function text(key, found) {
+          if (!match($0, "\"" key "\": *\"[^\"]*\"")) return ""
+          found = substr($0, RSTART, RLENGTH - 1)
+          sub(/^[^:]*: *"/, "", found)
+          return found
+        }
+        { session = text("session"); arm = text("arm"); time = text("time"); gsub(/.*T|Z/, "", time)
+          if (session != "" && arm != "" && $0 ~ /"revision": *[0-9]/) print session, arm, time }'
     next=$(tr -d '\n' <records.json | sed -n 's/.*"next": *"\([^"]*\)".*/\1/p')
     [[ -n $next ]] || break
     page=$next
@@ -150,7 +157,7 @@ demo_rollouts() {
   shows "Denies 1 of"
 
   step "The good road: 5, 25, 100 % of sessions"
-  run "grep -A 8 'stages:' globex/rollout.yaml"
+  run "grep -A 9 'stages:' globex/rollout.yaml"
   watch_on
   traffic_on
   run "remit package build globex/good --namespace globex > globex/guard-1.1.0.yaml && kubectl apply -f globex/guard-1.1.0.yaml"

@@ -118,7 +118,7 @@ step "A tenant is a namespace; it needs an agent and a package"
 run "kubectl create namespace acme"
 succeeds
 run "cat agent.yaml package.yaml"
-run "kubectl apply -f agent.yaml -f package.yaml"
+run "kubectl apply -f agent.yaml -f package.yaml -f rollout.yaml"
 succeeds
 run "kubectl -n acme wait --for=create tenantrollout/default --timeout=60s"
 succeeds
@@ -244,14 +244,15 @@ run "remit decisions list -n acme --limit 8"
 succeeds
 shows coder
 echo
-echo "Every ten seconds the operator signs where the chain stands, and keeps that outside its database:"
+echo "Each replica writes a chain of its own, signs every ten seconds where it stands, and keeps that outside the database:"
 echo
-run "kubectl -n $platform get configmaps -l remit.dev/anchor=true -o yaml > anchors.yaml"
-succeeds
-run "remit audit verify --anchor anchors.yaml"
-succeeds
-shows OK
-shows "Anchored     up to"
+for address in "${addresses[@]}"; do
+  writer=$(curl -s --cacert "$REMIT_CA_FILE" -H "Authorization: Bearer $(<"$REMIT_ADMIN_TOKEN_FILE")" "$address/admin/audit/writers" | sed -n 's/.*"writer":"\([^"]*\)".*/\1/p')
+  run "kubectl -n $platform get configmap remit-anchor-$writer -o yaml > anchor.yaml && remit audit verify --url $address --anchor anchor.yaml"
+  succeeds
+  shows OK
+  shows "Anchored     up to"
+done
 
 step "Done"
 printf 'The tour took %d s. Stopping everything.\n' $((SECONDS - begun))
