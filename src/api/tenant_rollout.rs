@@ -175,7 +175,7 @@ pub struct Budgets {
     #[schemars(range(min = 0, max = 100))]
     pub error_percent: Option<i64>,
     /// Growth of the 95th percentile of the time in the gates from stable to candidate, percent, 0 to 10000; 200 if not set. Below
-    /// 1 ms nothing is compared.
+    /// 10 ms, or with fewer than 100 decisions on an arm, nothing is compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10_000))]
     pub latency_growth_percent: Option<i64>,

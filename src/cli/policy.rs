@@ -36,6 +36,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct Versions {
     /// `@id` of the policy, or PACKAGE/ID [default: all, with their newest version]
+    #[arg(id = "of", value_name = "POLICY")]
     policy: Option<String>,
     #[command(flatten)]
     tenant: TenantArgs,
@@ -55,6 +56,7 @@ struct Versions {
 #[derive(Debug, Args)]
 struct Show {
     /// `@id` of the policy, or PACKAGE/ID
+    #[arg(id = "of", value_name = "POLICY")]
     policy: String,
     /// Number of the version
     version: u64,
@@ -70,6 +72,7 @@ struct Show {
 #[derive(Debug, Args)]
 struct Diff {
     /// `@id` of the policy, or PACKAGE/ID
+    #[arg(id = "of", value_name = "POLICY")]
     policy: String,
     /// Version to start from
     from: u64,
@@ -84,6 +87,7 @@ struct Diff {
 #[derive(Debug, Args)]
 struct Rollback {
     /// `@id` of the policy, or PACKAGE/ID
+    #[arg(id = "of", value_name = "POLICY")]
     policy: String,
     /// Number of the version
     version: u64,

@@ -143,7 +143,8 @@ impl Context {
             type_: if warning { EventType::Warning } else { EventType::Normal },
             reason: reason.into(),
             note: Some(note.chars().take(1000).collect()),
-            action: "Reconcile".into(),
+            // Events of the same action are counted as one, with the words of the first.
+            action: format!("Reconcile-{}", crate::policy::short(&crate::policy::sha256_text(note.as_bytes()))),
             secondary: None,
         };
         let result = tokio::time::timeout(CALL, self.recorder.publish(&event, &object.object_ref(&()))).await;

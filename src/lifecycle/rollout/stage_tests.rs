@@ -495,11 +495,18 @@ fn rates_need_samples_and_differences_do_not() {
         assert_eq!(w.candidate().is_none(), back, "{errors} errors of {decisions}: {}", w.message());
         assert!(!back || w.message().contains("d-9"));
     }
-    for (stable, canary, back) in [(2_000, 6_000, false), (2_000, 6_100, true), (100, 999, false)] {
+    let tails = [
+        (20_000, 60_000, 100, false),
+        (20_000, 61_000, 100, true),
+        (20_000, 61_000, 99, false),
+        (100, 9_999, 100, false),
+    ];
+    for (stable, canary, decisions, back) in tails {
         let mut w = World::in_stage_one();
+        w.window = calm("coder", decisions);
         (w.window.stable_p95_micros, w.window.canary_p95_micros) = (Some(stable), Some(canary));
         w.pass();
-        assert_eq!(w.candidate().is_none(), back, "{stable} to {canary}");
+        assert_eq!(w.candidate().is_none(), back, "{stable} to {canary} of {decisions}");
     }
     // Without shadow the arms are compared, by agents that have both.
     for (denied, back) in [(10, false), (11, true)] {

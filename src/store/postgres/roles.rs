@@ -186,9 +186,3 @@ fn revoking(role: &str) -> Vec<String> {
     statements.extend(OPERATOR_FUNCTIONS.iter().map(|f| format!("REVOKE ALL ON FUNCTION {f} FROM {role}")));
     statements
 }
-
-/// Whether the operator's logins are given rights on this table.
-#[cfg(test)]
-pub(super) fn grants(table: &str) -> bool {
-    OPERATOR.iter().any(|(name, _)| *name == table)
-}
