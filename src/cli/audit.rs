@@ -2,6 +2,7 @@
 //!
 //! It verifies here, never on the server, and writes nothing, not even beside the database.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,8 +16,8 @@ use super::client::{Client, ClientError, ServerArgs};
 use super::terminal::{self, failed, json, printable};
 use crate::api::Envelope;
 use crate::laptop::state::{State, StateError};
-use crate::store::audit::{Report, Verifier};
-use crate::store::{AuditRow, AuditStatements, ChainReader, DATABASE_FILE, StoreError};
+use crate::store::audit::{Finding, Report, Verifier};
+use crate::store::{Anchor, AuditRow, AuditStatements, ChainReader, DATABASE_FILE, StoreError, statement};
 
 /// Rows asked for at once.
 const ROWS: u32 = 2000;
@@ -48,6 +49,10 @@ struct Verify {
     /// signatures are not verified
     #[arg(long, value_name = "PEM")]
     key: Option<PathBuf>,
+    /// Only the chain of this writer. Without it, the running Remit is asked for the chains of all its replicas, those that are gone
+    /// included
+    #[arg(long, value_name = "ID", conflicts_with = "db")]
+    writer: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
     /// How to print
@@ -84,14 +89,23 @@ enum Error {
 pub async fn run(args: AuditArgs) -> ExitCode {
     let Command::Verify(args) = args.command;
     let printed = async {
-        let report = verify(&args).await?;
+        let reports = verify(&args).await?;
+        let ok = reports.iter().all(|r| r.ok);
         let mut out = terminal::stdout();
-        match args.output {
-            Format::Json => json(&mut out, &report)?,
-            Format::Text => print(&mut out, &report, !args.anchor.is_empty())?,
+        match (args.output, reports.as_slice()) {
+            (Format::Json, [one]) => json(&mut out, one)?,
+            (Format::Json, all) => json(&mut out, &serde_json::json!({"ok": ok, "writers": all}))?,
+            (Format::Text, all) => {
+                for (n, report) in all.iter().enumerate() {
+                    if n > 0 {
+                        writeln!(out)?;
+                    }
+                    print(&mut out, report, !args.anchor.is_empty())?;
+                }
+            }
         }
         out.flush()?;
-        Ok::<_, Error>(report.ok)
+        Ok::<_, Error>(ok)
     };
     match printed.await {
         Ok(true) => ExitCode::SUCCESS,
@@ -100,7 +114,8 @@ pub async fn run(args: AuditArgs) -> ExitCode {
     }
 }
 
-async fn verify(args: &Verify) -> Result<Report, Error> {
+/// A report a writer.
+async fn verify(args: &Verify) -> Result<Vec<Report>, Error> {
     let key = args.key.as_deref().map(read_key).transpose()?;
     let (mut anchors, mut published) = (Vec::new(), None);
     for path in &args.anchor {
@@ -113,13 +128,13 @@ async fn verify(args: &Verify) -> Result<Report, Error> {
     let folder = args.server.policy.as_deref().filter(|_| args.db.is_none());
     if let Some(state) = folder.map(State::prepare).transpose()? {
         let key = key.or(state.verifying_key()?);
-        return offline(&state.root().join(DATABASE_FILE), anchors, key.as_ref()).await;
+        return Ok(vec![offline(&state.root().join(DATABASE_FILE), anchors, key.as_ref()).await?]);
     }
     match &args.db {
-        Some(path) => offline(path, anchors, key.as_ref()).await,
+        Some(path) => Ok(vec![offline(path, anchors, key.as_ref()).await?]),
         None => {
             let client = Client::open(&args.server).await?;
-            online(&client, &anchors, key.as_ref()).await
+            online(&client, &anchors, key.as_ref(), args.writer.as_deref()).await
         }
     }
 }
@@ -138,20 +153,70 @@ async fn offline(path: &Path, anchors: Vec<Envelope>, key: Option<&VerifyingKey>
             rows.iter().for_each(|row| verifier.row(row));
         }
         chain.close().await?;
-        Ok(verifier.finish())
+        Ok(whole(verifier.finish()))
     };
     read.await.map_err(|source| Error::Store { path: path.to_owned(), source })
 }
 
-async fn online(client: &Client, anchors: &[Envelope], key: Option<&VerifyingKey>) -> Result<Report, Error> {
+/// A file that lacks the beginning of its chain is no proof of it: whoever may write the file may cut it there.
+fn whole(mut report: Report) -> Report {
+    if let Some(after) = report.begins_after.filter(|after| *after > 0) {
+        let what = format!(
+            "records up to {after} are not in this file: a replica's journal lets go of what PostgreSQL has; verify the chain there"
+        );
+        report.findings.insert(0, Finding { seq: None, what });
+        report.problems += 1;
+        report.ok = false;
+    }
+    report
+}
+
+/// The chains of all writers that the manifest or an anchor names: a chain that is gone as a whole is found by its anchor.
+async fn online(
+    client: &Client,
+    anchors: &[Envelope],
+    key: Option<&VerifyingKey>,
+    only: Option<&str>,
+) -> Result<Vec<Report>, Error> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        writers: BTreeSet<String>,
+    }
+    let mut anchored: BTreeMap<String, Vec<Envelope>> = BTreeMap::new();
+    for anchor in anchors {
+        // Whose it is, as it says itself; its signature is verified with the chain.
+        let said = statement::open::<Anchor>(anchor, None).map(|a| a.writer).unwrap_or_default();
+        anchored.entry(said).or_default().push(anchor.clone());
+    }
+    let writers: BTreeSet<String> = match only {
+        Some(only) => BTreeSet::from([only.to_owned()]),
+        None => {
+            let manifest: Manifest = client.get("/admin/audit/writers", &[]).await?;
+            manifest.writers.into_iter().chain(anchored.keys().cloned()).collect()
+        }
+    };
+    let mut reports = Vec::with_capacity(writers.len());
+    for writer in &writers {
+        let anchors = anchored.get(writer).map_or(&[][..], Vec::as_slice);
+        reports.push(chain(client, writer, anchors, key).await?);
+    }
+    Ok(reports)
+}
+
+async fn chain(
+    client: &Client,
+    writer: &str,
+    anchors: &[Envelope],
+    key: Option<&VerifyingKey>,
+) -> Result<Report, Error> {
     for _ in 0..TRIES {
-        let mut said = statements(client).await?;
+        let mut said = statements(client, writer).await?;
         let tombstones = said.tombstones.len();
         said.anchors.extend(anchors.iter().cloned());
         let mut verifier = Verifier::new(&said, key);
         let mut after = 0;
         loop {
-            let query = [("after", after.to_string()), ("limit", ROWS.to_string())];
+            let query = [("after", after.to_string()), ("limit", ROWS.to_string()), ("writer", writer.to_owned())];
             let body = client.get_bytes("/admin/audit/records", &query).await?;
             let mut rows = 0;
             for (i, line) in body.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
@@ -167,16 +232,17 @@ async fn online(client: &Client, anchors: &[Envelope], key: Option<&VerifyingKey
             }
         }
         // What retention took meanwhile would look like a loss.
-        if statements(client).await?.tombstones.len() == tombstones {
+        if statements(client, writer).await?.tombstones.len() == tombstones {
             return Ok(verifier.finish());
         }
     }
     Err(Error::Changing)
 }
 
-async fn statements(client: &Client) -> Result<AuditStatements, Error> {
-    let anchors: AuditStatements = client.get("/admin/audit/anchors", &[]).await?;
-    let tombstones: AuditStatements = client.get("/admin/audit/tombstones", &[]).await?;
+async fn statements(client: &Client, writer: &str) -> Result<AuditStatements, Error> {
+    let of = [("writer", writer.to_owned())];
+    let anchors: AuditStatements = client.get("/admin/audit/anchors", &of).await?;
+    let tombstones: AuditStatements = client.get("/admin/audit/tombstones", &of).await?;
     Ok(AuditStatements { tombstones: tombstones.tombstones, ..anchors })
 }
 
@@ -330,6 +396,7 @@ mod tests {
                 db: Some(self.file("remit.db")),
                 anchor: anchor.map(|name| self.file(name)).into_iter().collect(),
                 key: Some(self.file("key.pem")),
+                writer: None,
                 server: ServerArgs::default(),
                 output: Format::Json,
             }
@@ -340,7 +407,9 @@ mod tests {
     async fn serve(written: &Written, forge: Arc<AtomicBool>) -> Server {
         use axum::extract::RawQuery;
         use axum::routing::get;
-        let [a, b, c] = [0; 3].map(|_| written.store.clone());
+        let [a, b, c, d] = [0; 4].map(|_| written.store.clone());
+        let writers =
+            get(move || async move { Json(json!({"writer": d.audit_writer(), "writers": [d.audit_writer()]})) });
         let records = get(move |RawQuery(query): RawQuery| async move {
             let after = query.unwrap().split(['=', '&']).nth(1).unwrap().parse().unwrap();
             let rows = a.audit_rows(&a.audit_writer(), after, 2).await.unwrap();
@@ -357,10 +426,18 @@ mod tests {
             )
         });
         let router = axum::Router::new()
+            .route("/admin/audit/writers", writers)
             .route("/admin/audit/records", records)
             .route("/admin/audit/anchors", anchors)
             .route("/admin/audit/tombstones", tombstones);
         Server::start(router).await
+    }
+
+    /// The one report.
+    async fn verify(args: &Verify) -> Result<Report, Error> {
+        let mut reports = super::verify(args).await?;
+        assert_eq!(reports.len(), 1);
+        Ok(reports.remove(0))
     }
 
     #[tokio::test]
@@ -411,6 +488,16 @@ mod tests {
         forge.store(true, Ordering::Relaxed);
         let report = verify(&args()).await.unwrap();
         assert_eq!(report.findings[0].seq, Some(3), "the server is not believed: {:?}", report.findings);
+        forge.store(false, Ordering::Relaxed);
+        // The manifest is not believed either: a writer that only an anchor names has lost its chain.
+        let other = Written::records(2).await;
+        other.store.close().await;
+        let with = Verify { anchor: vec![other.file("anchor.json")], ..args() };
+        let reports = super::verify(&with).await.unwrap();
+        // This server answers with the one chain that it has, which is not the other's.
+        assert_eq!((reports.len(), reports.iter().filter(|r| !r.ok).count()), (2, 1));
+        let only = Verify { writer: Some(written.store.audit_writer()), ..with };
+        assert!(verify(&only).await.unwrap().ok);
         written.store.close().await;
     }
 
@@ -438,6 +525,14 @@ mod tests {
         assert!(!written.file("nothing.db").exists());
         std::fs::write(written.file("key.pem"), "no key").unwrap();
         assert!(verify(&written.args(None)).await.unwrap_err().to_string().contains("--key"));
+    }
+
+    #[test]
+    fn a_file_without_its_beginning_is_no_proof() {
+        let shipped = |begins_after| whole(Report { ok: true, begins_after, ..Report::default() });
+        assert!(shipped(None).ok && shipped(Some(0)).ok);
+        let report = shipped(Some(7));
+        assert!(!report.ok && report.problems == 1 && report.findings[0].what.contains("up to 7"));
     }
 
     #[test]

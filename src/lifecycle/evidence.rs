@@ -128,8 +128,11 @@ pub struct ProofSummary {
     pub counter_examples: Vec<String>,
     /// Why a verdict is unknown.
     pub unknown_because: Option<String>,
-    /// Declared invariants that do not hold, with a counter-example, or are not proved, in sentences.
+    /// Declared invariants that do not hold, each with a call that breaks it, in sentences.
     pub invariants_failed: Vec<String>,
+    /// Declared invariants of which nothing is proved, and why, in sentences.
+    #[serde(default)]
+    pub invariants_unproved: Vec<String>,
     /// Time in the solver, milliseconds.
     pub solver_millis: u64,
 }

@@ -193,21 +193,21 @@ impl Proof {
 
     /// As a rollout keeps it.
     pub fn summary(&self) -> ProofSummary {
-        let failed = self.invariants.iter().filter(|i| i.holding != Holding::Holds);
+        let named = |fails: bool| {
+            let those = self.invariants.iter().filter(move |i| match i.holding {
+                Holding::Holds => false,
+                Holding::Fails => fails,
+                _ => !fails,
+            });
+            those.map(|i| format!("{}: {}", i.name, i.because.as_deref().unwrap_or("not proved"))).collect()
+        };
         ProofSummary {
             alone: self.alone,
             with_approval: self.with_approval,
             counter_examples: self.counter_examples.iter().take(MAX_SHOWN).map(|c| c.sentence.clone()).collect(),
             unknown_because: (!self.unknown_because.is_empty()).then(|| self.unknown_because.join("; ")),
-            invariants_failed: failed
-                .map(|i| {
-                    let why = i.because.as_deref().unwrap_or("not proved");
-                    match i.holding {
-                        Holding::Fails => format!("{}: {why}", i.name),
-                        _ => format!("{}: not proved: {why}", i.name),
-                    }
-                })
-                .collect(),
+            invariants_failed: named(true),
+            invariants_unproved: named(false),
             solver_millis: self.solver_millis,
         }
     }

@@ -199,6 +199,7 @@ fn choose(spec: &TenantRolloutSpec, tenant: &str, uid: &str, candidates: &[Candi
         keys: &Keys::default(),
         kept: &std::collections::BTreeSet::new(),
         load_error: None,
+        candidate_error: None,
         platform: &[],
         evidence: None,
         window: None,

@@ -30,7 +30,7 @@ mod rollouts;
 mod shipping;
 mod sink;
 mod sqlite;
-mod statement;
+pub mod statement;
 #[cfg(test)]
 pub(crate) mod testing;
 mod values;

@@ -71,6 +71,7 @@ impl Pass<'_> {
         let covering = tenant.signers.iter().filter(|s| s.covers(&tenant.name, false));
         let good = covering.map(|s| s.key.fingerprint().to_owned()).filter(|k| !compromised.contains(k)).collect();
         let fault = ctx.faults.get(&tenant.name);
+        let candidate_fault = ctx.faults.candidate(&tenant.name);
         let before = self.rollout.status.clone().unwrap_or(TenantRolloutStatus {
             observed_generation: crate::api::never_observed(),
             ..TenantRolloutStatus::default()
@@ -94,6 +95,7 @@ impl Pass<'_> {
             keys: &keys,
             kept: &BTreeSet::new(),
             load_error: fault.as_deref(),
+            candidate_error: candidate_fault.as_deref(),
             platform: &platform,
             evidence: None,
             window: None,

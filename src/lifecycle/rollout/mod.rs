@@ -109,6 +109,8 @@ pub struct Observation<'a> {
     pub kept: &'a BTreeSet<String>,
     /// Why what is in force can't be loaded, if it can't.
     pub load_error: Option<&'a str>,
+    /// Why the candidate can't be loaded, if it can't: its sessions are denied meanwhile.
+    pub candidate_error: Option<&'a str>,
     /// Digests of the platform's packages, base first; empty where they can't be loaded.
     pub platform: &'a [String],
     /// What replay and proof say, if anything was asked.

@@ -174,6 +174,33 @@ fn replay_and_proof_fail_before_anybody_is_answered() {
     assert_eq!(w.status.phase, RolloutPhase::Degraded);
 }
 
+/// With a call that breaks it nothing is left to be proved, whatever the budget.
+#[test]
+fn an_invariant_that_the_proof_refutes_fails_the_candidate() {
+    for (failed, unproved, version) in [(1, 0, "1.0.0"), (0, 1, "1.1.0")] {
+        let mut w = World::staged();
+        let named = |n| vec!["low trust: agent coder may call git/push".to_owned(); n];
+        let proof = proved(ProofVerdict::Equivalent);
+        w.proof = Progress::Done(ProofSummary {
+            invariants_failed: named(failed),
+            invariants_unproved: named(unproved),
+            ..proof
+        });
+        w.settle();
+        assert_eq!(w.candidate().is_none(), failed > 0, "{version}: {}", w.message());
+        assert_eq!(w.message().contains("proofInvariants"), failed > 0, "{}", w.message());
+    }
+}
+
+#[test]
+fn a_candidate_that_cannot_be_loaded_is_taken_back_from_any_stage() {
+    let mut w = World::in_stage_one();
+    w.candidate_error = Some("its ControllerRevision is gone".into());
+    w.pass();
+    assert_eq!((w.version(), w.candidate(), w.reason()), (Some("1.0.0"), None, "CandidateUnloadable"));
+    assert!(w.message().contains("ControllerRevision is gone"), "{}", w.message());
+}
+
 #[test]
 fn the_proof_holds_only_what_asks_for_it() {
     use ProofVerdict::{Equivalent, Expands, Incomparable, Restricts, Unknown};

@@ -31,6 +31,9 @@ impl Pass<'_> {
     /// Takes the candidate back where the records say so. Nothing comes before it.
     pub(super) fn breach(&mut self) {
         let (Some(candidate), Some(stage)) = (self.status.candidate.clone(), self.stage()) else { return };
+        if let Some(why) = self.o.candidate_error {
+            return self.fail("CandidateUnloadable", format!("it can't be loaded, and its sessions are denied: {why}"));
+        }
         let Some(window) = self.o.window else { return };
         let now = verdict::of_window(self.o.spec, &candidate.digest, window);
         let bad = now.iter().find(|c| c.result == CheckResult::Fail).map(sentence);

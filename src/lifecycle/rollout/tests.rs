@@ -30,6 +30,8 @@ pub(super) struct World {
     /// What the records say while a candidate is in a stage.
     pub window: Window,
     pub gap: Option<String>,
+    /// Why the candidate can't be loaded.
+    pub candidate_error: Option<String>,
     pub uid: String,
     pub second: i64,
 }
@@ -46,6 +48,7 @@ pub(super) fn proved(verdict: ProofVerdict) -> ProofSummary {
         counter_examples: vec!["coder may call files/delete".into()],
         unknown_because: None,
         invariants_failed: Vec::new(),
+        invariants_unproved: Vec::new(),
         solver_millis: 7,
     }
 }
@@ -91,6 +94,7 @@ impl World {
             proof: Progress::Done(proved(ProofVerdict::Equivalent)),
             window: Window::default(),
             gap: None,
+            candidate_error: None,
             uid: UID.into(),
             second: 1_000,
         }
@@ -137,6 +141,7 @@ impl World {
             keys: &self.keys,
             kept: &self.kept,
             load_error: None,
+            candidate_error: self.candidate_error.as_deref(),
             platform: &self.platform,
             evidence: None,
             window: None,

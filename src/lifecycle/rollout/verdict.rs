@@ -114,15 +114,21 @@ pub(super) fn of_proof(spec: &TenantRolloutSpec, s: &ProofSummary) -> Vec<Budget
     };
     let value = format!("{}; with a human {}", s.alone.as_str(), s.with_approval.as_str());
     let reason = s.counter_examples.first().cloned().or_else(|| s.unknown_because.clone());
-    let kept = s.invariants_failed.is_empty() || budget == ProofBudget::NotRequired;
-    let unproved = if kept { CheckResult::Pass } else { CheckResult::Inconclusive };
-    let invariants = match s.invariants_failed.len() {
-        0 => "none fails".to_owned(),
-        n => format!("{n} not proved"),
+    // What is refuted comes with a call that breaks it, and whoever declares an invariant wants it kept whatever else is required.
+    let kept = s.invariants_unproved.is_empty() || budget == ProofBudget::NotRequired;
+    let invariants_are = match () {
+        () if !s.invariants_failed.is_empty() => CheckResult::Fail,
+        () if kept => CheckResult::Pass,
+        () => CheckResult::Inconclusive,
     };
+    let invariants = match (s.invariants_failed.len(), s.invariants_unproved.len()) {
+        (0, 0) => "all hold".to_owned(),
+        (failed, unproved) => format!("{failed} do not hold, {unproved} are not proved"),
+    };
+    let sentences = s.invariants_failed.iter().chain(&s.invariants_unproved).cloned().collect::<Vec<_>>().join("; ");
     vec![
         check("proof", result, value, threshold.into(), reason),
-        check("proofInvariants", unproved, invariants, "all proved".into(), Some(s.invariants_failed.join("; "))),
+        check("proofInvariants", invariants_are, invariants, "none fails".into(), Some(sentences)),
     ]
 }
 
