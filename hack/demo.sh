@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=hack/demo-rollouts.sh
 source "$(dirname "${BASH_SOURCE[0]}")/demo-rollouts.sh"
 
+"$root/hack/packages.sh" postgresql cvc5
 demo=$(mktemp -d "${TMPDIR:-/tmp}/remit-demo.XXXXXX")
 own=${REMIT_DEMO_KUBECONFIG:-}
 ours=false # whether namespaces and chart on the user's control plane are from this run

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{ControlPlane, PLATFORM};
 
@@ -181,7 +181,9 @@ async fn with_postgresql_there_are_several_replicas_and_without_there_is_one() {
     let two = existing.iter().find(|o| o["kind"] == "Deployment").unwrap();
     assert_eq!(two["spec"]["replicas"], 2);
     let text = two.to_string();
-    assert!(text.contains(r#"{"key":"dsn","name":"db"}"#), "{text}");
+    let mut variables = two["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().iter();
+    let url = variables.find(|v| v["name"] == "REMIT_POSTGRES_URL").unwrap();
+    assert_eq!(url["valueFrom"]["secretKeyRef"], json!({"name": "db", "key": "dsn"}), "{text}");
 
     let why = plane.render_chart(&["--set", "replicas=3"]).unwrap_err();
     assert!(why.contains("replicas: 3") && why.contains("postgres.url"), "{why}");

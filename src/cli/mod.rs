@@ -114,3 +114,14 @@ fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
         Err(error) => terminal::failed(&error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// What clap finds out about arguments only when the command runs: names that are used twice, say.
+    #[test]
+    fn every_command_can_be_parsed() {
+        super::Cli::command().debug_assert();
+    }
+}

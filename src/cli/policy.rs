@@ -59,6 +59,7 @@ struct Show {
     #[arg(id = "of", value_name = "POLICY")]
     policy: String,
     /// Number of the version
+    #[arg(id = "number", value_name = "VERSION")]
     version: u64,
     #[command(flatten)]
     tenant: TenantArgs,
@@ -90,6 +91,7 @@ struct Rollback {
     #[arg(id = "of", value_name = "POLICY")]
     policy: String,
     /// Number of the version
+    #[arg(id = "number", value_name = "VERSION")]
     version: u64,
     /// Why, for the record
     #[arg(long)]

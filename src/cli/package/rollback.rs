@@ -15,6 +15,8 @@ use crate::transport::encode;
 
 /// Writes the package of a former revision as a folder, to be signed and rolled out as a new version.
 #[derive(Debug, Args)]
+// `--version` is the folder's here.
+#[command(disable_version_flag = true)]
 pub struct Rollback {
     /// Number of the revision, as `remit rollout status` lists it
     #[arg(long, value_name = "REVISION")]
