@@ -314,6 +314,7 @@ async fn suggest_turns_what_was_observed_into_a_package() {
     // In force, without observing: what was done is allowed, and nothing else.
     let (code, built, error) = remit(&["package", "build", &out]);
     assert_eq!(code, Some(0), "{error}");
+    c.rolls_out_at_once(&tenant);
     c.apply(&tenant, &built).unwrap();
     c.apply(&tenant, &object("TenantProfile", "default", json!({"enforcement": "Enforce"}))).unwrap();
     let read = |path: &str| call("coder", "files/read_file", json!({"path": path}));
