@@ -142,7 +142,7 @@ impl ReplayRunner {
         let back = SignedDuration::from_secs(wanted.since_seconds.unwrap_or(SINCE_SECONDS));
         let selection = ReplaySelection {
             since: now.checked_sub(back).ok().map(Time),
-            until: Some(Time(now)),
+            until: Some(crate::replay::end_of_second(now)),
             limit: wanted.limit,
             ..ReplaySelection::default()
         };
@@ -207,6 +207,9 @@ impl ReplayRunner {
     /// The next open run after the one that was served last, so that each has its turn.
     async fn next(&self, served: &str) -> Result<Option<ReplayRun>, StoreError> {
         let mut open = self.store.open_runs().await?;
+        // What is still to be recorded before a run's end must be there when it begins.
+        let now = Timestamp::now();
+        open.retain(|run| run.spec.selection.until.as_ref().is_none_or(|until| until.0 <= now));
         let next = open.iter().position(|r| r.id == served).map_or(0, |n| (n + 1) % open.len());
         Ok(if open.is_empty() { None } else { Some(open.swap_remove(next)) })
     }

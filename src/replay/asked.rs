@@ -85,8 +85,14 @@ impl Asked {
             }
         };
         let candidate = find(&self.candidate).map_err(|why| error("candidate", why))?;
-        let until = self.selection.until.as_ref().map_or(now, |until| until.0.min(now));
+        let end = end_of_second(now);
+        let until = self.selection.until.map_or(end.0, |until| until.0.min(end.0));
         let selection = ReplaySelection { until: Some(Time(until)), ..self.selection };
         Ok(RunSpec { baseline, candidate, platform, selection, invariants: self.invariants })
     }
+}
+
+/// The whole second that ends next. Times in objects and runs have seconds: cut short, the newest decisions would be left out.
+pub fn end_of_second(now: Timestamp) -> Time {
+    Time(Timestamp::from_second(now.as_second().saturating_add(1)).unwrap_or(now))
 }

@@ -17,7 +17,7 @@ mod world;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use asked::{Asked, AskedError, MAX_OPEN_RUNS};
+pub use asked::{Asked, AskedError, MAX_OPEN_RUNS, end_of_second};
 pub use event::{Event, SideOf, Unreplayable};
 pub use html::{CONTENT_SECURITY_POLICY, page as html};
 pub use invariants::InvariantResult;
