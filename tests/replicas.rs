@@ -32,6 +32,8 @@ pub async fn tenant(c: &Replicas) -> (String, String) {
     let rollout = json!({
         "stages": [{"percent": 100, "minSeconds": 0, "minDecisions": 0}],
         "onInconclusive": "Proceed",
+        // What comes into force in these tests permits more, on purpose.
+        "budgets": {"criticalDrift": 1_000_000, "highDrift": 1_000_000, "denialGrowthPercent": 100},
     });
     c.apply(&tenant, &object("Agent", "coder", agent)).unwrap();
     c.apply(&tenant, &object("TenantRollout", "default", rollout)).unwrap();
