@@ -221,7 +221,6 @@ async fn connections_that_died_without_a_word_are_noticed() {
 
 // Fails: in the moment in which a restarted API server refuses everybody's TokenReview, a check whose cached verdict has run out is
 // answered 503 (2 of 704 seen). Everything else that it asserts holds.
-#[ignore = "a restarting API server refuses TokenReviews for a moment, and checks are answered 503"]
 #[tokio::test(flavor = "multi_thread")]
 async fn checks_go_on_without_the_api_server_and_its_restart_loses_no_change() {
     let c = Replicas::start(2, &[]);

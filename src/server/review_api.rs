@@ -6,7 +6,9 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenRe
 use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::authn::{BoxFuture, TokenReviewer};
 use super::authz::AccessReviewer;
@@ -26,6 +28,35 @@ impl KubeReviews {
     /// has these two rights; the chart gives just them).
     pub fn new(client: Client) -> Self {
         Self { client }
+    }
+
+    /// What the API server answers. A failure to create a review is the absence of a verdict, never a verdict: a bad token is a
+    /// status, not an error.
+    ///
+    /// An API server that starts serves before it has read its RBAC objects, and says 403 to everyone. So a refusal is the API
+    /// server's answer only when it says that it is ready; since it may have become so in between, it is asked once more then.
+    async fn answer<K>(&self, review: &K) -> Result<K, NoVerdict>
+    where
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+    {
+        let (api, how): (Api<K>, _) = (Api::all(self.client.clone()), PostParams::default());
+        let asked = async {
+            match told(api.create(&how, review).await) {
+                Err(NoVerdict::Refused(why)) if !self.ready().await => {
+                    Err(NoVerdict::Away(format!("it is not ready, and said {why}")))
+                }
+                Err(NoVerdict::Refused(_)) => told(api.create(&how, review).await),
+                other => other,
+            }
+        };
+        let late = || NoVerdict::Away(format!("no answer within {} s", TIMEOUT.as_secs()));
+        tokio::time::timeout(TIMEOUT, asked).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Whether the API server says of itself that it is ready.
+    async fn ready(&self) -> bool {
+        let Ok(request) = axum::http::Request::get("/readyz").body(Vec::new()) else { return false };
+        self.client.request_text(request).await.is_ok()
     }
 
     /// The issuer of this cluster's ServiceAccount tokens, from its discovery document; None where it can't be read.
@@ -51,8 +82,7 @@ impl TokenReviewer for KubeReviews {
             status: None,
         };
         Box::pin(async move {
-            let api: Api<TokenReview> = Api::all(self.client.clone());
-            let asked = limited(async { api.create(&PostParams::default(), &review).await }).await?;
+            let asked = self.answer(&review).await?;
             asked.status.ok_or_else(|| NoVerdict::Refused("the TokenReview came back without status".into()))
         })
     }
@@ -62,8 +92,7 @@ impl AccessReviewer for KubeReviews {
     fn review(&self, spec: SubjectAccessReviewSpec) -> BoxFuture<'_, Result<bool, NoVerdict>> {
         let review = SubjectAccessReview { metadata: ObjectMeta::default(), spec, status: None };
         Box::pin(async move {
-            let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
-            let asked = limited(async { api.create(&PostParams::default(), &review).await }).await?;
+            let asked = self.answer(&review).await?;
             let status = asked
                 .status
                 .ok_or_else(|| NoVerdict::Refused("the SubjectAccessReview came back without status".into()))?;
@@ -73,14 +102,63 @@ impl AccessReviewer for KubeReviews {
     }
 }
 
-/// Any failure to create a review is the absence of a verdict, never a verdict: a bad token is a status, not an error.
-async fn limited<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, NoVerdict> {
-    match tokio::time::timeout(TIMEOUT, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(kube::Error::Api(status))) if status.code < 500 && status.code != 429 => {
-            Err(NoVerdict::Refused(format!("{} {}", status.code, status.message)))
+fn told<T>(answer: kube::Result<T>) -> Result<T, NoVerdict> {
+    answer.map_err(|error| match error {
+        kube::Error::Api(status) if status.code < 500 && status.code != 429 => {
+            NoVerdict::Refused(format!("{} {}", status.code, status.message))
         }
-        Ok(Err(error)) => Err(NoVerdict::Away(error.to_string())),
-        Err(_) => Err(NoVerdict::Away(format!("no answer within {} s", TIMEOUT.as_secs()))),
+        error => NoVerdict::Away(error.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const GOOD: &str = "good";
+    const FORBIDDEN: &str = "forbidden";
+    const READY: &str = "ready";
+    const STARTING: &str = "starting";
+
+    /// An API server that gives these answers, one after the other.
+    fn api_server(answers: &[&'static str]) -> KubeReviews {
+        let answers = Arc::new(Mutex::new(answers.iter().copied().collect::<VecDeque<_>>()));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let answer = answers.lock().unwrap().pop_front().expect("not asked more often");
+            let readyz = request.uri().path() == "/readyz";
+            assert_eq!(readyz, answer == READY || answer == STARTING, "{answer} to {}", request.uri());
+            let (code, body): (u16, Value) = match answer {
+                GOOD => (201, json!({"spec": {"token": "t"}, "status": {"authenticated": true}})),
+                FORBIDDEN => (
+                    403,
+                    json!({"kind": "Status", "status": "Failure", "code": 403, "message": "no right", "reason": "Forbidden"}),
+                ),
+                READY => (200, json!("ok")),
+                _ => (500, json!("[-]poststarthook/rbac/bootstrap-roles failed")),
+            };
+            let response = Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap();
+            std::future::ready(Ok::<_, std::convert::Infallible>(response))
+        });
+        KubeReviews::new(Client::new(service, "default"))
+    }
+
+    async fn review(answers: &[&'static str]) -> Result<Option<bool>, NoVerdict> {
+        let reviews = api_server(answers);
+        TokenReviewer::review(&reviews, "t", "remit").await.map(|status| status.authenticated)
+    }
+
+    #[tokio::test]
+    async fn a_refusal_counts_only_from_an_api_server_that_is_ready() {
+        assert_eq!(review(&[GOOD]).await, Ok(Some(true)));
+        assert!(matches!(review(&[FORBIDDEN, STARTING]).await, Err(NoVerdict::Away(_))));
+        assert!(matches!(review(&[FORBIDDEN, READY, FORBIDDEN]).await, Err(NoVerdict::Refused(_))));
+        assert_eq!(review(&[FORBIDDEN, READY, GOOD]).await, Ok(Some(true)), "ready in between");
     }
 }

@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// The API server gave no verdict.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoVerdict {
-    /// It could not be reached, did not answer in time, or answered 5xx or 429: former verdicts count longer.
+    /// It could not be reached, did not answer in time, is not ready, or answered 5xx or 429: former verdicts count longer.
     #[error("the API server can't be reached: {0}")]
     Away(String),
     /// It is there, but did not answer this (Remit lacks a right, or too many wait): nothing counts longer for that.
@@ -61,8 +61,14 @@ impl<V: Clone> Entry<V> {
         if age < FRESH {
             return Some(Verdict { value: self.value.clone(), stale: false });
         }
-        let waiting = self.retry_at.is_some_and(|at| now < at);
-        (waiting && age < STALE).then(|| Verdict { value: self.value.clone(), stale: true })
+        if self.retry_at.is_some_and(|at| now < at) { self.former(now) } else { None }
+    }
+
+    /// What counts while the API server is known to be out of reach.
+    fn former(&self, now: Instant) -> Option<Verdict<V>> {
+        let counts = self.retry_at.is_some() && self.ends.is_none_or(|ends| now < ends);
+        let age = now.saturating_duration_since(self.asked);
+        (counts && age < STALE).then(|| Verdict { value: self.value.clone(), stale: true })
     }
 
     fn dead(&self, now: Instant) -> bool {
@@ -70,7 +76,16 @@ impl<V: Clone> Entry<V> {
     }
 }
 
-type Flight<V> = Arc<OnceCell<(Instant, Result<Answer<V>, NoVerdict>)>>;
+type Flight<V> = Arc<OnceCell<Landed<V>>>;
+
+#[derive(Clone)]
+struct Landed<V> {
+    /// When the question was asked.
+    asked: Instant,
+    /// How long the answer took: an API server that does not answer costs a timeout, from whose end on RETRY counts.
+    took: Duration,
+    answer: Result<Answer<V>, NoVerdict>,
+}
 
 /// A verdict as the question's future gives it.
 #[derive(Clone, Debug)]
@@ -99,13 +114,18 @@ impl<K: Clone + Eq + Hash, V: Clone> Reviews<K, V> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key)?.look(now)
     }
 
+    fn former(&self, key: &K, now: Instant) -> Option<Verdict<V>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key)?.former(now)
+    }
+
     /// Whether there is a former verdict that satisfies `is`, fresh or not.
     pub fn knows(&self, key: &K, now: Instant, is: impl Fn(&V) -> bool) -> bool {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         entries.get(key).is_some_and(|entry| !entry.dead(now) && is(&entry.value))
     }
 
-    /// The verdict: a remembered one, or the one that `ask` brings. Requests with the same question wait for one `ask`.
+    /// The verdict: a remembered one, or the one that `ask` brings. Requests with the same question wait for one `ask`; when it only
+    /// looks whether an API server is back that was out of reach, they go on with the former verdict.
     pub async fn get<F>(&self, key: &K, now: Instant, ask: impl FnOnce() -> F) -> Result<Verdict<V>, NoVerdict>
     where
         F: Future<Output = Result<Answer<V>, NoVerdict>>,
@@ -115,11 +135,23 @@ impl<K: Clone + Eq + Hash, V: Clone> Reviews<K, V> {
         }
         let flight = {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            if flights.contains_key(key)
+                && let Some(former) = self.former(key, now)
+            {
+                return Ok(former);
+            }
             flights.entry(key.clone()).or_default().clone()
         };
         // Whoever asks may go away: OnceCell then lets the next one ask.
         let landing = Landing { reviews: self, key, flight: &flight };
-        let (asked, answer) = flight.get_or_init(|| async { (now, ask().await) }).await.clone();
+        let Landed { asked, took, answer } = flight
+            .get_or_init(|| async {
+                let began = Instant::now();
+                let answer = ask().await;
+                Landed { asked: now, took: began.elapsed(), answer }
+            })
+            .await
+            .clone();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(answer) => {
@@ -132,8 +164,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Reviews<K, V> {
             }
             Err(NoVerdict::Away(why)) => {
                 let Some(entry) = entries.get_mut(key) else { return Err(NoVerdict::Away(why)) };
-                entry.retry_at = Some(now + RETRY);
-                entry.look(now).ok_or(NoVerdict::Away(why))
+                entry.retry_at = Some(asked + took + RETRY);
+                entry.former(now).ok_or(NoVerdict::Away(why))
             }
             Err(refused) => Err(refused),
         }
@@ -319,6 +351,25 @@ mod tests {
         }
         assert_eq!(asked.load(Ordering::SeqCst), 2, "the one that went away, and one for the twenty others");
         assert!(reviews.flights.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_request_waits_for_an_api_server_that_does_not_answer_the_others_go_on() {
+        let reviews = Arc::new(Reviews::new(10));
+        let t = Instant::now();
+        reviews.get(&1, t, || async { good(7) }).await.unwrap();
+        let first = t + FRESH;
+        reviews.get(&1, first, || async { down() }).await.unwrap();
+        let due = first + RETRY + Duration::from_secs(1);
+        assert_eq!(reviews.look(&1, due), None, "it is time to ask again");
+        let asking = tokio::spawn({
+            let reviews = reviews.clone();
+            async move { reviews.get(&1, due, std::future::pending).await }
+        });
+        tokio::task::yield_now().await;
+        let other = reviews.get(&1, due, || async { unreachable!("asked once") }).await.unwrap();
+        assert_eq!(other, Verdict { value: 7, stale: true });
+        asking.abort();
     }
 
     #[tokio::test]
