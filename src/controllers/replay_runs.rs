@@ -383,3 +383,6 @@ impl Worker {
         answer.await.ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use std::collections::HashMap;
+
+use super::*;
+use crate::api::{PackageSelector, PolicyPackageSpec, SourceFile};
+use crate::policy::digest;
+use crate::source::past::FoundPackage;
+use crate::store::{SqliteOptions, SqliteStore};
+
+/// What is kept of packages.
+#[derive(Default)]
+struct Kept(HashMap<String, Arc<CompiledPackage>>);
+
+impl Kept {
+    /// Keeps a package with this policy; its digest.
+    fn keep(&mut self, text: &str) -> String {
+        let policies = vec![SourceFile { name: "a.cedar".into(), text: text.into() }];
+        let spec = PolicyPackageSpec {
+            package: "p".into(),
+            version: "1.0.0".into(),
+            policies,
+            ..PolicyPackageSpec::default()
+        };
+        let digest = digest(&spec);
+        self.0.insert(digest.clone(), CompiledPackage::compile(&spec, &digest, Side::Tenant).unwrap());
+        digest
+    }
+}
+
+impl PastPackages for Kept {
+    fn find<'a>(&'a self, _tenant: &'a str, digest: &'a str, _side: Side) -> FoundPackage<'a> {
+        let found = self.0.get(digest).cloned();
+        Box::pin(async move { found })
+    }
+
+    fn digest_of(&self, _tenant: &str, selector: &PackageSelector) -> Result<String, String> {
+        Err(format!("{selector:?} is not asked for"))
+    }
+}
+
+struct World {
+    _dir: tempfile::TempDir,
+    store: Arc<SqliteStore>,
+    runner: Arc<ReplayRunner>,
+    stop: watch::Sender<bool>,
+}
+
+impl World {
+    async fn over(past: Kept) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path(), SqliteOptions::default()).await.unwrap();
+        let runner = Arc::new(ReplayRunner::new(store.clone(), Arc::new(past), None, "remit-system".into()));
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(runner.clone().run(stopped));
+        World { _dir: dir, store, runner, stop }
+    }
+
+    /// Asks as a rollout does, until the run has ended.
+    async fn ended(&self, question: &Question) -> Progress<ReplaySummary> {
+        loop {
+            match self.runner.answer(question).await {
+                Progress::Running { .. } => tokio::time::sleep(Duration::from_millis(20)).await,
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn at(&self, question: &Question, now: Timestamp) -> Progress<ReplaySummary> {
+        self.runner.poll(question, &RolloutReplay::default(), now).await.unwrap()
+    }
+}
+
+fn question(baseline: &str, candidate: &str) -> Question {
+    Question {
+        tenant: "acme".into(),
+        tenant_uid: "uid-acme".into(),
+        baseline: baseline.into(),
+        candidate: candidate.into(),
+        platform: vec![base_platform().digest().to_owned()],
+    }
+}
+
+const READS: &str = r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
+const ALL: &str = r#"@id("all") permit(principal, action == Action::"call_tool", resource);"#;
+
+/// The run behind `failed_run_counts` of the rollout: one that can't be carried out ends as failed, is never a result, and is tried
+/// again only after a while.
+#[tokio::test]
+async fn failed_run_counts() {
+    let mut past = Kept::default();
+    let candidate = past.keep(ALL);
+    let world = World::over(past).await;
+    let asked = question("sha256:gone", &candidate);
+    let failed = world.ended(&asked).await;
+    assert!(matches!(&failed, Progress::Failed(why) if why.contains("sha256:gone")), "{failed:?}");
+    let now = Timestamp::now();
+    assert_eq!(world.at(&asked, now).await, failed, "it is not begun again at once");
+    let again = world.at(&asked, now + RETRY_FAILED + SignedDuration::from_secs(1)).await;
+    assert_eq!(again, Progress::Running { done: 0, total: 0 });
+    world.stop.send_replace(true);
+}
+
+#[tokio::test]
+async fn a_result_is_one_of_exactly_the_question() {
+    let mut past = Kept::default();
+    let (baseline, candidate) = (past.keep(READS), past.keep(ALL));
+    let world = World::over(past).await;
+    let asked = question(&baseline, &candidate);
+    let Progress::Done(summary) = world.ended(&asked).await else { panic!("it can be carried out") };
+    let key = key_of(&asked, &RolloutReplay::default());
+    let run = world.store.newest_run("uid-acme", &key, None).await.unwrap().unwrap();
+    assert_eq!((summary.run.as_str(), summary.replayed), (run.id.as_str(), 0));
+    // The same report under the key of other questions: as if somebody had put it there.
+    let (other, platform) = (question(&baseline, "sha256:other"), Question { platform: vec![], ..asked.clone() });
+    for (n, wrong) in [other, platform].into_iter().enumerate() {
+        let (id, key) = (format!("forged-{n}"), key_of(&wrong, &RolloutReplay::default()));
+        let now = Timestamp::now();
+        world
+            .store
+            .add_run(&ReplayRun::queued(id.clone(), "acme", "uid-acme", key, run.spec.clone(), now))
+            .await
+            .unwrap();
+        let completed = RunStep::Completed {
+            done: 0,
+            report: run.report.clone().unwrap(),
+            input_fingerprint: run.input_fingerprint.clone().unwrap(),
+            result_fingerprint: run.result_fingerprint.clone().unwrap(),
+            at: now,
+        };
+        assert!(world.store.step_run(&id, &completed).await.unwrap());
+        assert_eq!(world.at(&wrong, now).await, Progress::Running { done: 0, total: 0 }, "one of its own is begun");
+    }
+    // With nothing replayed it is renewed before long; until the new one has ended, the old one stands.
+    let later = Timestamp::now() + RENEW_SHORT + SignedDuration::from_secs(1);
+    assert_eq!(world.at(&asked, later).await, Progress::Done(summary));
+    let newest = world.store.newest_run("uid-acme", &key, None).await.unwrap().unwrap();
+    assert_ne!(newest.id, run.id);
+    world.stop.send_replace(true);
+}
