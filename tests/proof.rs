@@ -142,9 +142,9 @@ fn diff_puts_tests_proof_and_replay_into_one_comment() {
     let (code, text) = diff(&[]);
     assert_eq!(code, Some(0), "reads are of severity medium: {text}");
     assert!(text.starts_with("## Remit: tools 1.0.0 → 1.0.0: within the budgets\n"), "{text}");
-    assert!(text.contains("Permits no new call&#58; that is proved over all calls."), "{text}");
+    assert!(text.contains("Permits no new call: that is proved over all calls."), "{text}");
     assert!(text.contains("Denies 2 of 3 recorded decisions"), "{text}");
-    assert!(text.contains("calls git/log&#58; before allowed by tenant/tools/reads"), "{text}");
+    assert!(text.contains("calls git/log: before allowed by tenant/tools/reads"), "{text}");
     let (code, text) = diff(&["--format", "json", "--proof", "no-expansion"]);
     let document: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code, &document["passed"], &document["proof"]["alone"]), (Some(0), &json!(true), &json!("restricts")));
@@ -156,7 +156,26 @@ fn diff_puts_tests_proof_and_replay_into_one_comment() {
         "--invariant",
         r#"{"name":"no-push","tool":"git/push","expect":"neverAllow"}"#,
     ]);
-    assert!(code == Some(1) && text.contains("no-push fails"), "{text}");
+    assert!(code == Some(1) && text.contains("no-push: "), "{text}");
+    // Of a rollout count its budgets, by the names that its status has, unless an option says otherwise.
+    let rollout = dir.path().join("rollout.yaml");
+    let with = |spec: &str| {
+        std::fs::write(
+            &rollout,
+            format!("kind: TenantRollout\napiVersion: remit.dev/v1alpha1\nmetadata: {{name: default}}\nspec: {spec}\n"),
+        )
+        .unwrap()
+    };
+    let by_rollout = ["--rollout", rollout.to_str().unwrap()];
+    with(r#"{replay: {invariants: [{name: no-push, tool: git/push, expect: neverAllow}]}}"#);
+    let (code, text) = diff(&by_rollout);
+    assert!(code == Some(1) && text.contains("| replayInvariants | 1 | at most 0 | **FAILED**: no-push"), "{text}");
+    with("{replay: {minDecisions: 9}, budgets: {highDrift: 0}}");
+    let (code, text) = diff(&[&by_rollout[..], &["--require"]].concat());
+    assert!(code == Some(0) && text.contains("at least 3") && text.contains("at most 0"), "{text}");
+    with("{budgets: {highDrif: 0}}");
+    let (code, text) = diff(&by_rollout);
+    assert!(code == Some(2) && text.contains("spec.budgets.highDrif: unknown field"), "{text}");
     let (code, text) = diff(&["--high-drift", "many"]);
     assert!(code == Some(2) && text.contains("--high-drift"), "{text}");
     std::fs::write(&decisions, "[1]").unwrap();
@@ -221,7 +240,8 @@ fn the_ci_example_leaves_one_comment_and_fails_on_a_budget() {
     assert_eq!(codes[2], Some(1), "over the budget of critical drift");
     let comment = std::fs::read_to_string(temp.join("commented")).unwrap();
     assert!(
-        comment.contains("over a budget") && comment.contains("| critical drift | 1 | at most 0 | **FAILED** |"),
+        comment.contains("over a budget")
+            && comment.contains("| replayCriticalDrift | 1 | at most 0 | **FAILED**: decision "),
         "{comment}"
     );
     assert!(comment.contains("new call"), "{comment}");

@@ -4,35 +4,27 @@
 
 use serde::Serialize;
 
+use crate::api::{BudgetCheck, CheckResult, TenantRolloutSpec};
 use crate::gate::Outcome;
+use crate::lifecycle::rollout::preflight;
 use crate::package::TestReport;
-use crate::proof::{Holding, Proof};
+use crate::proof::Proof;
 use crate::replay::Report;
 
+/// The check that says whether enough could be replayed.
+const REPLAY: &str = "replay";
 /// Calls and decisions that are shown.
 const MAX_SHOWN: usize = 10;
 /// The longest text of others that stands in a line.
 const MAX_TEXT: usize = 600;
 
-/// What the proof must say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProofWanted {
-    NotRequired,
-    Required,
-    NoExpansion,
-}
-
-/// What a candidate is held to; the defaults are a rollout's.
-#[derive(Clone, Copy, Debug)]
-pub struct Budgets {
-    pub critical: u64,
-    pub high: u64,
-    pub min_decisions: u64,
-    /// Restrictions are meant.
-    pub acknowledged: bool,
+/// What a candidate is held to.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// The rollout that it will go through: what it says of budgets, replay and acknowledged restrictions.
+    pub rollout: TenantRolloutSpec,
     /// What is inconclusive fails.
     pub require: bool,
-    pub proof: ProofWanted,
 }
 
 /// How the candidate's own tests did.
@@ -52,27 +44,16 @@ impl Tests {
             failures: report.refusals().iter().map(ToString::to_string).collect(),
         }
     }
-}
 
-/// What a budget came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Came {
-    Pass,
-    Inconclusive,
-    Fail,
-}
-
-/// One budget.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Check {
-    pub name: &'static str,
-    pub result: Came,
-    /// What was found.
-    pub value: String,
-    /// What it may be.
-    pub threshold: String,
+    fn check(&self) -> BudgetCheck {
+        BudgetCheck {
+            name: "tests".into(),
+            result: if self.failures.is_empty() { CheckResult::Pass } else { CheckResult::Fail },
+            value: format!("{} of {} passed", self.passed, self.total),
+            threshold: "all".into(),
+            reason: None,
+        }
+    }
 }
 
 /// All of it.
@@ -82,7 +63,8 @@ pub struct Diff {
     pub passed: bool,
     /// The comment's first sentences.
     pub headline: Vec<String>,
-    pub checks: Vec<Check>,
+    /// The tests, and the checks of a rollout before its first stage, by the same names.
+    pub checks: Vec<BudgetCheck>,
     pub tests: Tests,
     pub proof: Proof,
     pub replay: Report,
@@ -90,9 +72,15 @@ pub struct Diff {
 
 impl Diff {
     /// Weighs what was found.
-    pub fn new(tests: Tests, proof: Proof, replay: Report, budgets: &Budgets) -> Self {
-        let checks = checks(&tests, &proof, &replay, budgets);
-        let fails = |c: &Check| c.result == Came::Fail || budgets.require && c.result == Came::Inconclusive;
+    pub fn new(tests: Tests, proof: Proof, replay: Report, held: &Held) -> Self {
+        let mut checks = vec![tests.check()];
+        checks.extend(preflight(&held.rollout, &replay.candidate.digest, &replay.summary(""), &proof.summary()));
+        let fails = |c: &BudgetCheck| match c.result {
+            CheckResult::Pass => false,
+            CheckResult::Fail => true,
+            // Only where it is required is an unknown proof more than a thing to be shown.
+            CheckResult::Inconclusive => held.require || c.name != REPLAY,
+        };
         Self {
             passed: !checks.iter().any(fails),
             headline: vec![permits(&proof), denies(&replay)],
@@ -119,15 +107,17 @@ impl Diff {
         text.push_str("| | found | budget | |\n|---|---|---|---|\n");
         for check in &self.checks {
             let result = match check.result {
-                Came::Pass => "ok",
-                Came::Inconclusive => "**inconclusive**",
-                Came::Fail => "**FAILED**",
+                CheckResult::Pass => "ok",
+                CheckResult::Inconclusive => "**inconclusive**",
+                CheckResult::Fail => "**FAILED**",
             };
+            let why = check.reason.as_ref().filter(|_| check.result != CheckResult::Pass);
             text.push_str(&format!(
-                "| {} | {} | {} | {result} |\n",
+                "| {} | {} | {} | {result}{} |\n",
                 check.name,
                 safe(&check.value),
-                safe(&check.threshold)
+                safe(&check.threshold),
+                why.map(|why| format!(": {}", safe(why))).unwrap_or_default()
             ));
         }
         let mut details = |title: &str, lines: Vec<String>| {
@@ -219,76 +209,6 @@ fn denies(replay: &Report) -> String {
     chars.next().map_or_else(String::new, |c| format!("{}{}.", c.to_uppercase(), chars.as_str()))
 }
 
-fn checks(tests: &Tests, proof: &Proof, replay: &Report, budgets: &Budgets) -> Vec<Check> {
-    let n = |n: i64| u64::try_from(n).unwrap_or_default();
-    let check = |name, result, value: String, threshold: String| Check { name, result, value, threshold };
-    let at_most = |name, found: u64, limit: u64| {
-        let result = if found > limit { Came::Fail } else { Came::Pass };
-        check(name, result, counted(found), format!("at most {}", counted(limit)))
-    };
-    let counts = &replay.counts;
-    let good = tests.failures.is_empty();
-    let mut all = vec![check(
-        "tests",
-        if good { Came::Pass } else { Came::Fail },
-        format!("{} of {} passed", tests.passed, tests.total),
-        "all".into(),
-    )];
-    let expands = proof.expands();
-    all.push(check(
-        "proof",
-        match budgets.proof {
-            ProofWanted::NotRequired => Came::Pass,
-            ProofWanted::NoExpansion if expands => Came::Fail,
-            _ if proof.is_unknown() => Came::Fail,
-            _ => Came::Pass,
-        },
-        format!("alone {}, with approval {}", proof.alone.as_str(), proof.with_approval.as_str()),
-        match budgets.proof {
-            ProofWanted::NotRequired => "shown only",
-            ProofWanted::Required => "known",
-            ProofWanted::NoExpansion => "nobody may do more",
-        }
-        .into(),
-    ));
-    for invariant in &proof.invariants {
-        let (result, found) = match invariant.holding {
-            Holding::Holds => (Came::Pass, "holds".to_owned()),
-            Holding::Fails => (Came::Fail, "fails".to_owned()),
-            Holding::Unknown => (Came::Inconclusive, "not proved".to_owned()),
-        };
-        let because = invariant.because.as_ref().map(|b| format!(": {b}")).unwrap_or_default();
-        all.push(check(
-            "invariant",
-            result,
-            format!("{} {found}{because}", invariant.name),
-            "holds of all calls".into(),
-        ));
-    }
-    let enough = if n(counts.replayed) < budgets.min_decisions { Came::Inconclusive } else { Came::Pass };
-    all.push(check(
-        "replayed decisions",
-        enough,
-        format!("{} of {}", counted(n(counts.replayed)), counted(n(counts.selected))),
-        format!("at least {}", counted(budgets.min_decisions)),
-    ));
-    all.push(at_most("critical drift", n(counts.critical), budgets.critical));
-    all.push(at_most(
-        "expansions of severity high",
-        n(counts.high).saturating_sub(n(counts.high_restrictions)),
-        budgets.high,
-    ));
-    all.push(if budgets.acknowledged {
-        check("restrictions of severity high", Came::Pass, counted(n(counts.high_restrictions)), "acknowledged".into())
-    } else {
-        at_most("restrictions of severity high", n(counts.high_restrictions), budgets.high)
-    });
-    for failed in replay.invariants_failed() {
-        all.push(check("invariant in replay", Came::Fail, failed, "holds of every decision".into()));
-    }
-    all
-}
-
 /// A number as people read it.
 fn counted(n: u64) -> String {
     let digits = n.to_string();
@@ -316,8 +236,6 @@ fn safe(text: &str) -> String {
                 out.push('\\');
                 out.push(c);
             }
-            // A name with a scheme or `www.` becomes a link by itself.
-            ':' => out.push_str("&#58;"),
             c if c.is_control() => out.push(' '),
             c => out.push(c),
         }
@@ -325,7 +243,8 @@ fn safe(text: &str) -> String {
     if text.chars().nth(MAX_TEXT).is_some() {
         out.push('…');
     }
-    out.replace("www.", "www&#46;")
+    // A name with a scheme or `www.` becomes a link by itself.
+    out.replace("://", "&#58;//").replace("www.", "www&#46;")
 }
 
 #[cfg(test)]

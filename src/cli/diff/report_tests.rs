@@ -1,20 +1,22 @@
 //! The comment: sentences, budgets, and texts that must not become markup.
 
 use super::*;
-use crate::api::{PolicyPackageSpec, SourceFile, Tier, Tool};
+use crate::api::{Budgets, PolicyPackageSpec, ProofBudget, SourceFile, Tier, Tool};
 use crate::lifecycle::evidence::ProofVerdict;
 use crate::policy::{CompiledPackage, Side, base_platform};
-use crate::proof::{CounterExample, Input, InvariantProof};
+use crate::proof::{CounterExample, Holding, Input, InvariantProof};
 use crate::replay::{EffectiveSet, MatrixCell};
 
-const BUDGETS: Budgets = Budgets {
-    critical: 0,
-    high: 2,
-    min_decisions: 20,
-    acknowledged: false,
-    require: false,
-    proof: ProofWanted::NotRequired,
-};
+/// A rollout's defaults.
+fn lax() -> Held {
+    Held::default()
+}
+
+fn budgets(change: impl FnOnce(&mut Budgets)) -> Held {
+    let mut held = lax();
+    change(held.rollout.budgets.get_or_insert_default());
+    held
+}
 
 fn proof(alone: ProofVerdict) -> Proof {
     let mut proof = Proof::unknown(&Input::default(), "");
@@ -86,7 +88,7 @@ fn two_sentences_say_what_changes() {
     let mut expands = proof(ProofVerdict::Expands);
     expands.counter_examples = vec![example("an agent (trust 3) calls db/drop"), example("another")];
     let report = replayed(&[(Allow, Allow, 8_210), (Allow, Deny, 14), (Allow, ApprovalRequired, 5), (Deny, Allow, 2)]);
-    let diff = Diff::new(tests(), expands, report, &BUDGETS);
+    let diff = Diff::new(tests(), expands, report, &lax());
     assert_eq!(
         diff.headline,
         [
@@ -95,19 +97,18 @@ fn two_sentences_say_what_changes() {
         ]
     );
     assert!(diff.passed, "{:?}", diff.checks);
-    let none = Diff::new(tests(), proof(ProofVerdict::Restricts), replay(), &BUDGETS);
+    let none = Diff::new(tests(), proof(ProofVerdict::Restricts), replay(), &lax());
     assert_eq!(
         none.headline,
         ["Permits no new call: that is proved over all calls.", "No recorded decision could be replayed."]
     );
-    let unknown = Diff::new(tests(), Proof::unknown(&Input::default(), "no solver"), replay(), &BUDGETS);
+    let unknown = Diff::new(tests(), Proof::unknown(&Input::default(), "no solver"), replay(), &lax());
     assert_eq!(unknown.headline[0], "Whether it permits new calls is not known. Not everything is proved: no solver.");
 }
 
 #[test]
 fn each_budget_fails_by_itself_and_what_is_inconclusive_only_where_it_is_required() {
-    let passed =
-        |tests: Tests, proof: Proof, replay: Report, budgets: Budgets| Diff::new(tests, proof, replay, &budgets).passed;
+    let passed = |tests: Tests, proof: Proof, replay: Report, held: Held| Diff::new(tests, proof, replay, &held).passed;
     let good = || replayed(&[(Allow, Allow, 100)]);
     let with = |change: fn(&mut Report)| {
         let mut report = good();
@@ -115,17 +116,19 @@ fn each_budget_fails_by_itself_and_what_is_inconclusive_only_where_it_is_require
         report
     };
     let same = || proof(ProofVerdict::Equivalent);
-    let strict = Budgets { require: true, ..BUDGETS };
-    assert!(passed(tests(), same(), good(), strict));
-    assert!(!passed(Tests { failures: vec!["x".into()], ..tests() }, same(), good(), BUDGETS));
-    assert!(!passed(tests(), same(), with(|r| r.counts.critical = 1), BUDGETS));
-    assert!(passed(tests(), same(), with(|r| r.counts.critical = 1), Budgets { critical: 1, ..BUDGETS }));
-    assert!(passed(tests(), same(), with(|r| r.counts.high = 2), BUDGETS));
-    assert!(!passed(tests(), same(), with(|r| r.counts.high = 3), BUDGETS));
+    let strict = || Held { require: true, ..lax() };
+    assert!(passed(tests(), same(), good(), strict()));
+    assert!(!passed(Tests { failures: vec!["x".into()], ..tests() }, same(), good(), lax()));
+    assert!(!passed(tests(), same(), with(|r| r.counts.critical = 1), lax()));
+    assert!(passed(tests(), same(), with(|r| r.counts.critical = 1), budgets(|b| b.critical_drift = Some(1))));
+    assert!(passed(tests(), same(), with(|r| r.counts.high = 2), lax()));
+    assert!(!passed(tests(), same(), with(|r| r.counts.high = 3), lax()));
     let restricts = |r: &mut Report| (r.counts.high, r.counts.high_restrictions) = (9, 9);
-    assert!(!passed(tests(), same(), with(restricts), BUDGETS));
-    assert!(passed(tests(), same(), with(restricts), Budgets { acknowledged: true, ..BUDGETS }));
-    assert!(passed(tests(), same(), replay(), BUDGETS) && !passed(tests(), same(), replay(), strict));
+    assert!(!passed(tests(), same(), with(restricts), lax()));
+    let mut acknowledged = lax();
+    acknowledged.rollout.acknowledged_restrictions = vec!["sha256:0".into()];
+    assert!(passed(tests(), same(), with(restricts), acknowledged));
+    assert!(passed(tests(), same(), replay(), lax()) && !passed(tests(), same(), replay(), strict()));
     for (verdict, required, no_expansion) in [
         (ProofVerdict::Equivalent, true, true),
         (ProofVerdict::Restricts, true, true),
@@ -133,21 +136,21 @@ fn each_budget_fails_by_itself_and_what_is_inconclusive_only_where_it_is_require
         (ProofVerdict::Incomparable, true, false),
         (ProofVerdict::Unknown, false, false),
     ] {
-        assert!(passed(tests(), proof(verdict), good(), BUDGETS), "{verdict:?} is only shown");
-        let wants = |wanted| passed(tests(), proof(verdict), good(), Budgets { proof: wanted, ..BUDGETS });
+        assert!(passed(tests(), proof(verdict), good(), lax()), "{verdict:?} is only shown");
+        let wants = |wanted| passed(tests(), proof(verdict), good(), budgets(|b| b.proof = Some(wanted)));
         assert_eq!(
-            (wants(ProofWanted::Required), wants(ProofWanted::NoExpansion)),
+            (wants(ProofBudget::Required), wants(ProofBudget::NoExpansion)),
             (required, no_expansion),
             "{verdict:?}"
         );
     }
-    for (holding, lax, required) in
+    for (holding, shown, required) in
         [(Holding::Holds, true, true), (Holding::Unknown, true, false), (Holding::Fails, false, false)]
     {
         let mut held = same();
         held.invariants = vec![InvariantProof { name: "x".into(), holding, because: None }];
-        assert_eq!(passed(tests(), held.clone(), good(), BUDGETS), lax);
-        assert_eq!(passed(tests(), held, good(), strict), required);
+        assert_eq!(passed(tests(), held.clone(), good(), lax()), shown);
+        assert_eq!(passed(tests(), held, good(), budgets(|b| b.proof = Some(ProofBudget::Required))), required);
     }
 }
 
@@ -156,7 +159,7 @@ fn texts_of_others_are_no_markup_no_link_and_mention_nobody() {
     let mut hostile = proof(ProofVerdict::Expands);
     hostile.counter_examples =
         vec![example("<img src=x> [a](https://evil) @team `x` | b\n# title www.evil.example **bold** \u{1b}[31m")];
-    let diff = Diff::new(tests(), hostile, replay(), &BUDGETS);
+    let diff = Diff::new(tests(), hostile, replay(), &lax());
     let text = diff.markdown();
     for bad in ["<img", "](https:", "@team", "\n# title", "www.evil", "**bold**", "\u{1b}", "`x`"] {
         assert!(!text.contains(bad), "{bad}: {text}");

@@ -38,7 +38,7 @@ pub use budgets::{Limits, stages};
 pub use history::{DEFAULT_HISTORY, revision, revision_name, whole_seconds};
 pub use selection::is_exact;
 pub use state::resume;
-pub use verdict::decisions_of_candidate;
+pub use verdict::{decisions_of_candidate, preflight};
 pub use words::clip;
 
 /// How long to wait for the next look at a candidate in one of its stages: a bad decision must be seen soon.

@@ -67,6 +67,18 @@ fn restrictions(name: &str, n: u64, limit: u64, acknowledged: bool, reason: Opti
     at_most(name, n, limit, reason)
 }
 
+/// What replay and proof of a candidate's digest say before stage one, in a cluster and in a pull request alike.
+pub fn preflight(
+    spec: &TenantRolloutSpec,
+    candidate: &str,
+    replay: &ReplaySummary,
+    proof: &ProofSummary,
+) -> Vec<BudgetCheck> {
+    let mut checks = of_replay(spec, candidate, replay);
+    checks.extend(of_proof(spec, proof));
+    checks
+}
+
 /// What a replay says; the first check is whether there was enough to replay.
 pub(super) fn of_replay(spec: &TenantRolloutSpec, candidate: &str, s: &ReplaySummary) -> Vec<BudgetCheck> {
     let (limits, acknowledged) = (Limits::from(spec), acknowledged(spec, candidate));
