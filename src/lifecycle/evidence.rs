@@ -148,6 +148,10 @@ pub struct Window {
     pub canary_p95_micros: Option<u64>,
     /// Shadow evaluations, by agent: what the other arm made of the same call.
     pub shadow: Vec<AgentDrift>,
+    /// Calls that were to be compared and could not be: there were too many at once, or what was found could not be kept.
+    pub dropped: u64,
+    /// How many agents the namespace has: nobody is alone only because the others have not called yet.
+    pub agents: u64,
     /// The worst differences seen, the worst first, at most 10.
     pub worst: Vec<DriftExample>,
     /// The newest record that is counted.
@@ -165,8 +169,11 @@ pub struct AgentCounts {
     pub denied: u64,
     /// Denied because a policy could not be evaluated.
     pub errors: u64,
-    /// A decision that was denied by an error, if there is one.
+    /// A decision that was denied by an error, if there is one, and the policies that erred.
     pub error_example: Option<String>,
+    pub error_policies: Vec<String>,
+    /// Time in the gates of all of them together, microseconds; what a call waited for its turn is left out.
+    pub latency_micros: u64,
 }
 
 /// Shadow evaluations of one agent's calls.
@@ -186,4 +193,6 @@ pub struct AgentDrift {
     /// Of all: what the candidate lets through and stable does not, and the other way round.
     pub expansions: u64,
     pub restrictions: u64,
+    /// Calls that the candidate could not evaluate and stable could.
+    pub errors: u64,
 }

@@ -123,7 +123,7 @@ impl Counted {
             decisions: unsigned(decisions)?,
             denied: unsigned(denied)?,
             errors: unsigned(errors)?,
-            error_example: None,
+            ..AgentCounts::default()
         };
         let newest = Timestamp::from_microsecond(newest)
             .map_err(|e| StoreError::Corrupt { what: "time of a record", why: e.to_string() })?;

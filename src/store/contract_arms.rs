@@ -49,7 +49,7 @@ async fn window<S: Arms>(store: &S) -> Window {
 }
 
 fn of(agent: &str, decisions: u64, denied: u64, errors: u64, error_example: Option<String>) -> AgentCounts {
-    AgentCounts { agent: agent.into(), decisions, denied, errors, error_example }
+    AgentCounts { agent: agent.into(), decisions, denied, errors, error_example, ..AgentCounts::default() }
 }
 
 pub async fn arms_are_counted_by_agent<S: Journal + Store + Arms>(store: &S) {
@@ -142,6 +142,7 @@ pub async fn shadows_are_counted_and_the_worst_named<S: Arms>(store: &S) {
         high_restrictions: 1,
         expansions: 2,
         restrictions: 1,
+        errors: 0,
     };
     let writer =
         AgentDrift { agent: "writer".into(), compared: 1, medium: 1, restrictions: 1, ..AgentDrift::default() };
