@@ -158,10 +158,13 @@ fn each_budget_fails_by_itself_and_what_is_inconclusive_only_where_it_is_require
 fn texts_of_others_are_no_markup_no_link_and_mention_nobody() {
     let mut hostile = proof(ProofVerdict::Expands);
     hostile.counter_examples =
-        vec![example("<img src=x> [a](https://evil) @team `x` | b\n# title www.evil.example **bold** \u{1b}[31m")];
+        vec![example("<img src=x> [a](https://evil) @team #7 `x` | b\n# title www.evil.example **bold** \u{1b}[31m")];
     let diff = Diff::new(tests(), hostile, replay(), &lax());
     let text = diff.markdown();
-    for bad in ["<img", "](https:", "@team", "\n# title", "www.evil", "**bold**", "\u{1b}", "`x`"] {
+    assert!(text.contains("@\u{200b}team") && text.contains("#\u{200b}7"), "as it is rendered, too: {text}");
+    for bad in
+        ["<img", "](https:", "@team", "#7", "&#64;", "&#35;", "\n# title", "www.evil", "**bold**", "\u{1b}", "`x`"]
+    {
         assert!(!text.contains(bad), "{bad}: {text}");
     }
     assert!(text.starts_with("## Remit: guard 1.0.0 → 1.0.0: within the budgets\n"), "{text}");
