@@ -27,6 +27,8 @@ mod rollouts;
 mod sessions;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 mod url;
 
 pub use url::PostgresUrl;

@@ -28,6 +28,9 @@ pub struct Server {
     folder: tempfile::TempDir,
     bin: PathBuf,
     user: Option<(u32, u32)>,
+    /// Of the socket's name too.
+    port: u16,
+    settings: Vec<String>,
     running: Option<Running>,
 }
 
@@ -40,13 +43,41 @@ struct Running {
 impl Server {
     /// Makes a cluster of databases and starts it.
     pub fn start_new() -> Server {
+        let mut server = Self::prepare();
+        server.start();
+        server
+    }
+
+    /// One that also listens on a free port of 127.0.0.1: with TLS, where it has a certificate and a key.
+    pub fn start_on_tcp(tls: Option<(&str, &str)>) -> Server {
+        let mut server = Self::prepare();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        server.port = free.local_addr().expect("address").port();
+        drop(free);
+        server.settings = vec!["listen_addresses=127.0.0.1".into(), format!("ssl={}", tls.is_some())];
+        let files = tls.map(|(certificate, key)| [("ssl_cert_file", certificate), ("ssl_key_file", key)]);
+        for (name, text) in files.into_iter().flatten() {
+            let path = server.folder.path().join(name);
+            std::fs::write(&path, text).expect("PEM");
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
+            if let Some((uid, gid)) = server.user {
+                std::os::unix::fs::chown(&path, Some(uid), Some(gid)).expect("chown");
+            }
+            server.settings.push(format!("{name}={}", path.display()));
+        }
+        server.start();
+        server
+    }
+
+    fn prepare() -> Server {
         let bin = bin().unwrap_or_else(|| panic!("{MISSING}"));
         let folder = tempfile::Builder::new().prefix("remit-pg-").tempdir().expect("temporary folder");
         let user = unprivileged();
         if let Some((uid, gid)) = user {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).expect("chown");
         }
-        let mut server = Server { folder, bin, user, running: None };
+        let server =
+            Server { folder, bin, user, port: 5432, settings: vec!["listen_addresses=".into()], running: None };
         let made = server
             .command("initdb")
             .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"])
@@ -54,7 +85,6 @@ impl Server {
             .output()
             .expect("initdb");
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        server.start();
         server
     }
 
@@ -64,15 +94,14 @@ impl Server {
         let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("log");
         let folder = self.folder.path().display().to_string();
         let mut command = self.command("postgres");
-        command.arg("-D").arg(self.data()).arg("-k").arg(&folder);
-        for setting in [
-            "listen_addresses=",
+        command.arg("-D").arg(self.data()).arg("-k").arg(&folder).arg("-p").arg(self.port.to_string());
+        for setting in self.settings.iter().map(String::as_str).chain([
             "fsync=off",
             "full_page_writes=off",
             "shared_buffers=32MB",
             "max_connections=300",
             "autovacuum_naptime=1h",
-        ] {
+        ]) {
             command.arg("-c").arg(setting);
         }
         let postgres = command.stdout(log.try_clone().expect("log")).stderr(log).spawn().expect("postgres");
@@ -85,9 +114,11 @@ impl Server {
             .expect("sh");
         self.running = Some(Running { postgres, guard });
         let begun = Instant::now();
-        let socket = self.folder.path().join(".s.PGSQL.5432");
+        let port = self.port.to_string();
+        let socket = self.folder.path().join(format!(".s.PGSQL.{port}"));
         loop {
-            let ready = Command::new(self.bin.join("pg_isready")).arg("-q").arg("-h").arg(self.folder.path()).status();
+            let mut ready = Command::new(self.bin.join("pg_isready"));
+            let ready = ready.args(["-q", "-p", &port, "-h"]).arg(self.folder.path()).status();
             if socket.exists() && ready.is_ok_and(|status| status.success()) {
                 return;
             }
@@ -117,6 +148,11 @@ impl Server {
     pub fn url(&self) -> String {
         let socket = self.folder.path().display().to_string().replace('/', "%2F");
         format!("postgres://postgres@{socket}/postgres")
+    }
+
+    /// The same over TCP.
+    pub fn tcp_url(&self, host: &str, parameters: &str) -> String {
+        format!("postgres://postgres@{host}:{}/postgres?{parameters}", self.port)
     }
 
     /// Copies the data away, as a backup of the files does; the server is stopped meanwhile.
