@@ -11,6 +11,7 @@ mod feed;
 mod leading;
 mod listeners;
 mod metrics;
+pub mod options;
 mod serving;
 mod storage;
 
@@ -31,8 +32,8 @@ use self::election::{Election, Tally};
 use self::feed::Feed;
 use self::leading::Leading;
 use self::listeners::{Listeners, names};
+use self::options::Options;
 use self::storage::Storage;
-use crate::cli::operator::Operator;
 use crate::controllers::certificates::{self, AuthorityError, Keeper, Published};
 use crate::controllers::keys::{self, KeysError};
 use crate::controllers::leadership::leadership;
@@ -109,7 +110,7 @@ pub enum OperatorError {
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(args: Operator) -> Result<(), OperatorError> {
+pub async fn run(args: Options) -> Result<(), OperatorError> {
     // Another library may have set one before; it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let terms = terms(&args)?;
@@ -301,7 +302,7 @@ fn identity() -> String {
     format!("{}_{}", name.as_deref().unwrap_or("remit"), uuid::Uuid::now_v7())
 }
 
-fn terms(args: &Operator) -> Result<Terms, OperatorError> {
+fn terms(args: &Options) -> Result<Terms, OperatorError> {
     let terms = Terms { lease: args.lease_seconds, renew: args.lease_renew_seconds, retry: args.lease_retry_seconds };
     terms.check().map_err(OperatorError::Terms)?;
     Ok(terms)

@@ -53,7 +53,7 @@ enum Command {
     Policy(policy::PolicyArgs),
     Rollout(rollout::RolloutArgs),
     Keygen(keygen::Keygen),
-    Operator(Box<operator::Operator>),
+    Operator(Box<crate::operator::options::Options>),
     #[command(subcommand)]
     Postgres(postgres::Postgres),
     #[command(subcommand)]

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::operator::PostgresText;
 use super::terminal::{self, failed};
+use crate::operator::options::PostgresText;
 use crate::store::{Login, Owner, PostgresUrl, StoreError};
 
 /// The database of an installation with several replicas: docs/postgres.md.

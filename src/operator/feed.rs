@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::cli::operator::Operator;
+use super::options::Options;
 use crate::gate::Snapshot;
 use crate::server::Freshness;
 use crate::source::compile::Compiler;
@@ -34,7 +34,7 @@ pub struct Into<'a> {
 }
 
 impl Feed {
-    pub fn start(args: &Operator, watching: &Watching, installation: &str, into: Into<'_>) -> Self {
+    pub fn start(args: &Options, watching: &Watching, installation: &str, into: Into<'_>) -> Self {
         let (to_index, for_index) = mpsc::unbounded_channel();
         let (to_controllers, changes) = mpsc::unbounded_channel();
         let pulse = {

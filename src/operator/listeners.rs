@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
 use super::OperatorError;
-use crate::cli::operator::Operator;
+use super::options::Options;
 
 /// The open ports.
 pub struct Listeners {
@@ -15,7 +15,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    pub async fn bind(args: &Operator) -> Result<Self, OperatorError> {
+    pub async fn bind(args: &Options) -> Result<Self, OperatorError> {
         let bind = async |flag: &'static str, address: SocketAddr| {
             let listener = TcpListener::bind(address).await;
             listener.map_err(|source| OperatorError::Listen { flag, address: address.to_string(), source })
@@ -29,7 +29,7 @@ impl Listeners {
 }
 
 /// Names of the serving certificate.
-pub fn names(args: &Operator) -> Vec<String> {
+pub fn names(args: &Options) -> Vec<String> {
     let mut names: Vec<String> = vec!["localhost".into(), "127.0.0.1".into()];
     for service in ["remit", "remit-webhook"] {
         let namespace = &args.namespace;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 
 use super::OperatorError;
-use crate::cli::operator::Operator;
+use super::options::Options;
 use crate::store::{
     AnchorSink, Arms, Journal, PostgresOptions, PostgresStore, PostgresUrl, Replays, ReplicatedStore, Rollouts,
     ShippingOptions, SqliteOptions, SqliteStore, Store, StoreError, Synchronous,
@@ -27,7 +27,7 @@ pub struct Storage {
 
 impl Storage {
     /// Opens what the flags name. PostgreSQL may be away; a database that is there and can't be used is an error.
-    pub async fn open(args: &Operator, key: SigningKey, sink: Arc<dyn AnchorSink>) -> Result<Self, OperatorError> {
+    pub async fn open(args: &Options, key: SigningKey, sink: Arc<dyn AnchorSink>) -> Result<Self, OperatorError> {
         let error = |source| OperatorError::Store { dir: args.data_dir.display().to_string(), source };
         let url = args.postgres_url().map_err(OperatorError::Postgres)?;
         let options = SqliteOptions {
@@ -53,7 +53,7 @@ impl Storage {
     }
 
     async fn shared(
-        args: &Operator,
+        args: &Options,
         key: SigningKey,
         sqlite: Arc<SqliteStore>,
         url: PostgresUrl,
