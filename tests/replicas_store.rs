@@ -152,6 +152,44 @@ async fn a_leader_killed_after_any_effect_of_a_rollout_leaves_one_declared_state
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_whose_leader_dies_is_carried_out_by_the_next_and_says_the_same() {
+    let w = World::start(2);
+    let (tenant, token) = tenant(&w.c).await;
+    let rollout = json!({"package": {"name": "first", "version": "=1.0.0"}});
+    w.c.apply(&tenant, &object("TenantRollout", "default", rollout)).unwrap();
+    change(&w.c, &tenant);
+    for i in 0..2 {
+        answers(&w.c, i, &token, &tenant, "git/push", "no_permit").await;
+    }
+    w.shipped();
+    // A whole second after all of that: the same decisions whenever it is asked for.
+    let until = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + 1).unwrap();
+    let (armed, other) = (1 - w.c.leader(), w.c.leader());
+    w.c.replica(armed).kill();
+    w.c.arm(armed, "REMIT_FAULT", "replay.page_done");
+    w.c.replica(armed).start();
+    w.c.replica(other).stop();
+    w.c.leader_but(other);
+    w.c.replica(other).start();
+    let spec = json!({"candidate": {"name": "first", "version": "=2.0.0"}, "selection": {"until": until}});
+    let replay = |name: &str| {
+        w.c.apply(&tenant, &object("PolicyReplay", name, spec.clone())).unwrap();
+        w.c.wait_for(&tenant, &format!("policyreplay/{name}"), "Ready");
+        let text = w.c.kubectl(&["get", "policyreplay", name, "-n", &tenant, "-o", "json"]).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["status"].clone()
+    };
+    let first = replay("first");
+    assert!(!w.c.replica(armed).leads(), "it has died: {first}");
+    assert!(w.c.replica(armed).log().contains("fault point replay.page_done"));
+    assert_eq!(first["state"], "completed", "{first}");
+    assert!(first["counts"]["critical"].as_i64() > Some(0), "{first}");
+    let again = replay("again");
+    for same in ["counts", "inputFingerprint", "resultFingerprint", "verdict"] {
+        assert_eq!(first[same], again[same], "{same}");
+    }
+}
+
 /// Asks all replicas in turn about every session, for as long as it runs: by session, when it was answered by which package.
 struct Watcher {
     stop: Arc<AtomicBool>,

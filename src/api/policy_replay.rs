@@ -72,10 +72,10 @@ pub struct PolicyReplaySpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReplaySelection {
-    /// From this instant on.
+    /// From this instant on. Whole seconds, as all times of Kubernetes: a fraction is cut off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// Before this instant; before the start of the run if not set.
+    /// Before this instant, whole seconds; before the start of the run if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Time>,
     /// Ids of sessions.

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::api::{ReplaySelection, ReplayState, RolloutReplay};
+use crate::fault;
 use crate::lifecycle::evidence::{Progress, Question, ReplaySummary};
 use crate::policy::{CompiledPackage, Side, base_platform, sha256_text};
 use crate::replay::{EffectiveSet, Recorded, Replay, Report, Tally, Task};
@@ -258,6 +259,7 @@ impl ReplayRunner {
                 tally
             });
             tally = done.await.ok_or_else(|| RunError::Never("its evaluation panicked: see the log".to_owned()))?;
+            fault::point("replay.page_done");
             tokio::time::sleep(at.elapsed().min(LONGEST_PAUSE)).await;
             let over = begun.elapsed() > TURN || *stop.borrow();
             if over || kept.elapsed() > KEEP_EVERY {
