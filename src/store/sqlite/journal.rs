@@ -200,6 +200,8 @@ impl Writer {
         }
         open.head = head;
         self.queue.backlog().enter(entered);
+        // Before anybody hears of it: who has the answer and reads the records waits for the journal up to here to be shipped.
+        self.counters.head_seq.store(head.seq, Ordering::Release);
         for (seq, reply) in (first..).zip(waiting) {
             let _ = reply.send(Ok(Committed { seq }));
         }
@@ -208,7 +210,6 @@ impl Writer {
         }
         let counters = &self.counters;
         counters.healthy.store(1, Ordering::Relaxed);
-        counters.head_seq.store(head.seq, Ordering::Release);
         self.news.notify_one();
         counters.committed.fetch_add(head.seq + 1 - first, Ordering::Relaxed);
         counters.commits.fetch_add(1, Ordering::Relaxed);
