@@ -47,6 +47,7 @@ fn main() -> Result<(), Fault> {
     match args.first().map(String::as_str) {
         Some("serve") => runtime.block_on(serve_one(&args[1..])),
         Some("shadow") => runtime.block_on(report_shadow(args.get(1).and_then(|a| a.parse().ok()).unwrap_or(3))),
+        Some("postgres") => runtime.block_on(report_postgres(args.get(1).and_then(|a| a.parse().ok()).unwrap_or(3))),
         _ => runtime.block_on(report(args.first().and_then(|a| a.parse().ok()).unwrap_or(3))),
     }
 }
