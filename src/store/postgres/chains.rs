@@ -168,7 +168,7 @@ pub(super) async fn retain(
     batch: u32,
 ) -> Result<u64, StoreError> {
     let batch = filter::retain_batch(batch)?;
-    let sql = "SELECT writer, seq, sha256(convert_to(body, 'UTF8')) FROM records WHERE tenant = $1 AND time < $2 \
+    let sql = "SELECT writer, seq, pg_catalog.sha256(pg_catalog.convert_to(body, 'UTF8'::name)) FROM records WHERE tenant = $1 AND time < $2 \
                ORDER BY time, writer, seq LIMIT $3";
     let found = sqlx::query(sql).bind(fits(tenant)).bind(before.as_microsecond()).bind(batch).fetch_all(pool).await?;
     let mut chains: BTreeMap<String, Vec<(u64, Hash)>> = BTreeMap::new();
@@ -213,10 +213,12 @@ async fn bury(
     writer: &str,
     rows: &[(u64, Hash)],
 ) -> Result<u64, StoreError> {
-    let next: i64 = sqlx::query_scalar("SELECT coalesce(max(number), 0) + 1 FROM tombstones WHERE writer = $1")
-        .bind(writer)
-        .fetch_one(pool)
-        .await?;
+    let next: i64 = sqlx::query_scalar(
+        "SELECT coalesce(pg_catalog.max(number), 0::bigint) + 1::bigint FROM tombstones WHERE writer = $1",
+    )
+    .bind(writer)
+    .fetch_one(pool)
+    .await?;
     let number = unsigned("number of the tombstone", next)?;
     let tombstone = Tombstone::of_retention(writer, number, tenant.to_owned(), before, Timestamp::now(), rows);
     let signed_one =

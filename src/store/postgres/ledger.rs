@@ -21,7 +21,7 @@ pub(super) async fn put_in_force_by(
 ) -> Result<(), StoreError> {
     let new = version("version of the package", &row.version)?;
     // Two leaders for a moment must not both find that nothing is there.
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('remit in force ' || $1, 0))")
+    sqlx::query("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('remit in force '::text || $1, 0::bigint))")
         .bind(&row.tenant_uid)
         .execute(&mut *tx)
         .await?;
@@ -120,7 +120,7 @@ pub(super) async fn remember_signer(pool: &PgPool, tenant_uid: &str) -> Result<(
 
 /// Over all processes: bytes that end one replica after the other are quarantined by the second death, whoever died.
 pub(super) async fn quarantined(pool: &PgPool) -> Result<Vec<String>, StoreError> {
-    let sql = "SELECT digest FROM parsing GROUP BY digest HAVING sum(deaths) >= $1 ORDER BY digest";
+    let sql = "SELECT digest FROM parsing GROUP BY digest HAVING pg_catalog.sum(deaths) >= $1::numeric ORDER BY digest";
     Ok(sqlx::query_scalar(sql).bind(QUARANTINE_AFTER).fetch_all(pool).await?)
 }
 

@@ -23,8 +23,7 @@ async fn commit(pool: &PgPool, step: &RolloutCommit, arrivals: &[Arrival]) -> Re
             sqlx::query(sql).bind(&step.tenant_uid).bind(&step.tenant).bind(&state).execute(&mut *tx).await?
         }
         expected => {
-            let sql =
-                "UPDATE rollout_state SET version = version + 1, state = $3 WHERE tenant_uid = $1 AND version = $2";
+            let sql = "UPDATE rollout_state SET version = version + 1::bigint, state = $3 WHERE tenant_uid = $1 AND version = $2";
             sqlx::query(sql).bind(&step.tenant_uid).bind(expected).bind(&state).execute(&mut *tx).await?
         }
     };
@@ -52,7 +51,7 @@ async fn commit(pool: &PgPool, step: &RolloutCommit, arrivals: &[Arrival]) -> Re
     for record in &step.records {
         sqlx::query(
             "INSERT INTO rollout_records (tenant_uid, number, tenant, revision, at, body) \
-             SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5 FROM rollout_records WHERE tenant_uid = $1",
+             SELECT $1, coalesce(pg_catalog.max(number), 0::bigint) + 1::bigint, $2, $3, $4, $5 FROM rollout_records WHERE tenant_uid = $1",
         )
         .bind(&step.tenant_uid)
         .bind(&step.tenant)

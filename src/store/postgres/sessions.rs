@@ -95,12 +95,12 @@ pub(super) async fn end_silent(
 pub(super) async fn changed(pool: &PgPool, since: Option<&str>) -> Result<(Vec<SessionRow>, String), StoreError> {
     let mut tx = pool.begin().await?;
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
-    let mark: String =
-        sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text").fetch_one(&mut *tx).await?;
+    let mark: String = sqlx::query_scalar("SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text")
+        .fetch_one(&mut *tx)
+        .await?;
     let rows = match since {
         Some(since) => {
-            let sql =
-                "SELECT * FROM sessions WHERE changed >= $1::text::xid8 AND changed_at > now() - interval '1 hour'";
+            let sql = "SELECT * FROM sessions WHERE changed >= $1::text::xid8 AND changed_at > pg_catalog.now() - interval '1 hour'";
             sqlx::query(sql).bind(since).fetch_all(&mut *tx).await?
         }
         None => sqlx::query("SELECT * FROM sessions WHERE ended IS NULL").fetch_all(&mut *tx).await?,
