@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
+use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use serde::Deserialize;
 use sqlx::Row;
@@ -11,6 +12,7 @@ use sqlx::postgres::{PgPool, PgRow};
 use super::decisions::fits;
 use crate::api::Envelope;
 use crate::store::chain::{Columns, Hash, hex};
+use crate::store::filter::PAGE_BYTES;
 use crate::store::values::{envelope, json, signed, unsigned};
 use crate::store::{AuditRow, RolloutColumns, StoreError, Tombstone, filter, statement};
 
@@ -80,13 +82,12 @@ pub(super) async fn writers(pool: &PgPool) -> Result<Vec<String>, StoreError> {
 
 pub(super) async fn rows(pool: &PgPool, writer: &str, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
     let limit = filter::audit_limit(limit)?;
-    let rows = sqlx::query("SELECT * FROM records WHERE writer = $1 AND seq > $2 ORDER BY seq LIMIT $3")
-        .bind(fits(writer))
-        .bind(signed("after", after)?)
-        .bind(limit)
-        .fetch_all(pool)
-        .await?;
-    rows.iter().map(audit_row).collect()
+    let sql = "SELECT r.* FROM (SELECT seq, row_number() OVER page AS n, sum(coalesce(size, 0)) OVER page AS total FROM \
+               (SELECT seq, octet_length(body) AS size FROM records WHERE writer = $1 AND seq > $2 ORDER BY seq LIMIT $3) AS found \
+               WINDOW page AS (ORDER BY seq)) AS taken \
+               JOIN records AS r ON r.writer = $1 AND r.seq = taken.seq WHERE taken.n = 1 OR taken.total <= $4 ORDER BY taken.n";
+    let query = sqlx::query(sql).bind(fits(writer)).bind(signed("after", after)?).bind(limit).bind(PAGE_BYTES);
+    query.fetch(pool).map(|row| audit_row(&row?)).try_collect().await
 }
 
 /// Reads a row as it is: what is wrong with it is for the verification to say.

@@ -179,8 +179,17 @@ async fn changed_sessions_are_given_however_late_they_commit() {
     sqlx::query("COMMIT").execute(&mut late).await.unwrap();
     let (rows, mark) = store.changed_sessions(Some(&mark)).await.unwrap();
     assert!(rows.iter().any(|r| r.id == "late"), "it began before the mark and committed after it");
-    let (rows, _) = store.changed_sessions(Some(&mark)).await.unwrap();
-    assert!(rows.is_empty(), "{rows:?}");
+    // Not for ever. Transactions of other databases of the server keep the mark back as well: those of other tests.
+    let mut mark = mark;
+    for left in (0..600).rev() {
+        let (rows, next) = store.changed_sessions(Some(&mark)).await.unwrap();
+        if rows.is_empty() {
+            break;
+        }
+        assert!(left > 0, "{rows:?}");
+        mark = next;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
 }
 
 /// Whoever calls a function of ours, it means by a name what its author meant.
@@ -207,7 +216,7 @@ async fn one_record() -> (String, String) {
     let login = fresh_login(&url).await;
     let mut owner = Owner::connect(&url.parse().unwrap()).await.unwrap();
     owner.grant(&login, &Login::Operator).await.unwrap();
-    sqlx::query("INSERT INTO records (writer, seq, hash, body) VALUES ('w', 1, '', 'true')")
+    sqlx::query("INSERT INTO records (writer, seq, hash, body) VALUES ('w', 1, sha256(''), 'true')")
         .execute(&mut connect(&url).await)
         .await
         .unwrap();
