@@ -79,6 +79,7 @@ impl Storage {
         let keep = ShippingOptions {
             keep: args.journal_keep,
             keep_bytes: ShippingOptions::default().keep_bytes.min(args.journal_cap_bytes / 4),
+            ..ShippingOptions::default()
         };
         let replicated = ReplicatedStore::start(sqlite.clone(), postgres.clone(), keep);
         Ok(Self {

@@ -6,6 +6,7 @@
 
 use jiff::Timestamp;
 use semver::Version;
+use serde_json::Value;
 
 use super::digest::{canonical, sha256_text};
 use super::dsse::{ANY_INSTALLATION, Ed25519Dsse, Opened, SignatureVerifier, clip};
@@ -116,6 +117,7 @@ pub(crate) fn verify_bytes(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>) ->
 /// signer, sees the tampered digest behind it. Nothing here parses Cedar.
 pub(crate) fn examine(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>, found: &mut Vec<Refusal>) -> Option<Verified> {
     let digest = keep(check_shape(spec), found)?;
+    keep(check_texts(spec), found);
     let Some(envelope) = &spec.signature else {
         if ctx.signature_needed {
             found.push(Refusal::new(
@@ -132,6 +134,9 @@ pub(crate) fn examine(spec: &PolicyPackageSpec, ctx: &VerifyContext<'_>, found: 
         return Some(Verified { digest, key_fingerprint: None, signer: None, author, public_key: None });
     };
     let opened = keep(Opened::open(envelope), found)?;
+    if opened.statement.author.as_ref().is_some_and(|author| author.contains('\0')) {
+        found.push(nul("author of spec.signature"));
+    }
     keep(check_statement(&opened, spec, ctx.tenant, ctx.installation), found);
     let signer = keep(find_signer(&opened, ctx), found);
     keep(check_spec_digest(spec, &digest), found);
@@ -227,6 +232,30 @@ fn check_shape(spec: &PolicyPackageSpec) -> Result<String, Refusal> {
     check_name(&spec.package)?;
     parse_version(&spec.version)?;
     Ok(sha256_text(&bytes))
+}
+
+/// No text of what may come into force holds U+0000: not every database can keep it. What is in force already is not asked.
+fn check_texts(spec: &PolicyPackageSpec) -> Result<(), Refusal> {
+    let content = serde_json::to_value(spec)
+        .map_err(|e| Refusal::new(RefusalCode::Malformed, format!("spec can't be read: {e}")))?;
+    nul_in(&content, "spec").map_or(Ok(()), |field| Err(nul(&field)))
+}
+
+fn nul(field: &str) -> Refusal {
+    Refusal::new(RefusalCode::Malformed, format!("{field} holds the character U+0000, which no text may"))
+}
+
+/// The first field below `at` whose text, or whose name, holds U+0000.
+fn nul_in(value: &Value, at: &str) -> Option<String> {
+    match value {
+        Value::String(text) => text.contains('\0').then(|| at.to_owned()),
+        Value::Array(items) => items.iter().enumerate().find_map(|(n, item)| nul_in(item, &format!("{at}[{n}]"))),
+        Value::Object(fields) => fields.iter().find_map(|(name, field)| match name.contains('\0') {
+            true => Some(format!("a name in {at}")),
+            false => nul_in(field, &format!("{at}.{name}")),
+        }),
+        _ => None,
+    }
 }
 
 /// A package's name becomes part of object names and policy ids: a DNS label.

@@ -447,3 +447,27 @@ fn what_was_in_force_unsigned_stays_when_a_signer_comes() {
     assert_eq!(refusal.code, RefusalCode::DigestMismatch);
     assert!(refusal.message.contains("recorded as in force"), "{refusal}");
 }
+
+/// Not every database can keep U+0000, and what can't be kept would stop a rollout at its last step.
+#[test]
+fn nul_is_refused_by_the_name_of_its_field() {
+    type Change = fn(&mut PolicyPackageSpec);
+    let changes: [(&str, Change); 5] = [
+        ("spec.author", |s| s.author = Some("a\0b".into())),
+        ("spec.policies[0].text", |s| s.policies[0].text.push_str(" // a comment \0")),
+        ("spec.policies[0].name", |s| s.policies[0].name.push('\0')),
+        ("spec.schema", |s| s.schema = Some("// \0".into())),
+        ("spec.tests[0].text", |s| s.tests = vec![SourceFile { name: "t".into(), text: "\0".into() }]),
+    ];
+    for (field, change) in changes {
+        let mut spec = spec();
+        change(&mut spec);
+        refused(verify_first(&spec, &context(&[])), RefusalCode::Malformed, &[field, "U+0000"]);
+        // What came into force before stays what it is.
+        let digest = super::super::digest::digest(&spec);
+        verify_recorded(&spec, None, &digest, None, "acme", INSTALLATION, &[]).unwrap();
+    }
+    let signers = [signer("alice", 1, &["acme"])];
+    let signed = signed_as(1, |s| s.author = Some("a\0b".into()));
+    refused(verify_first(&signed, &context(&signers)), RefusalCode::Malformed, &["author of spec.signature", "U+0000"]);
+}

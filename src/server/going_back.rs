@@ -14,7 +14,7 @@ use super::AppState;
 use super::admin::failed;
 use super::error::HttpError;
 use super::policies::{Params, PolicyName, policy, reader, version};
-use super::rollouts::{action, ask, control, needs, not_kept, read, rollout};
+use super::rollouts::{action, ask, check_reason, control, needs, not_kept, read, rollout};
 use crate::api::{ActionKind, HumanAction, PolicyPackageSpec, RevisionStatus, TenantRollout, Tool};
 use crate::policy::texts;
 use crate::store::{InForceRow, PolicyVersion};
@@ -46,6 +46,7 @@ pub async fn rollback(State(state): State<AppState>, params: Params, request: Re
     if body.reason.trim().is_empty() {
         return Err(HttpError::field("invalid_request", "reason", "is missing: say why, for the record"));
     }
+    check_reason(&body.reason)?;
     let name = policy(&state, &who, &params).await?;
     let wanted = version(&state, &who, &name, body.version).await?;
     let there = rollout(&state, &who.tenant).await?;

@@ -242,6 +242,7 @@ async fn a_policy_goes_back_to_nothing_that_can_not_come_into_force() {
     for (body, wanted) in [
         (json!({"version": 9, "reason": "r"}), "404 unknown_version"),
         (json!({"version": 2, "reason": " "}), "400 invalid_request"),
+        (json!({"version": 2, "reason": "r\u{0}"}), "400 invalid_request"),
         (json!({"version": 2}), "400 invalid_request"),
         (json!({"version": 2, "reason": "r", "force": true}), "400 invalid_request"),
         (json!({"version": 3, "reason": "r"}), "409 already_in_force"),
@@ -359,6 +360,8 @@ async fn actions_are_entries_of_the_caller_with_the_verb() {
     };
     let why = json!({"reason": "because"});
     assert_eq!(act(3, "rollback", json!({})).await.0, 400, "a reason is needed");
+    let said = act(3, "rollback", json!({"reason": "r\u{0}"})).await;
+    assert!(said.0 == 400 && said.2.contains("reason") && said.2.contains("U+0000"), "{}", said.2);
     assert_eq!(act(3, "rollback", json!({"reason": "r", "to": 7})).await.0, 404);
     assert_eq!(act(2, "rollback", why.clone()).await.1, "not_current");
     assert_eq!(act(3, "pause", why.clone()).await.1, "not_allowed", "nobody but `pause` pauses");

@@ -190,7 +190,8 @@ fn admin(paths: &mut serde_json::Map<String, Value>) {
     let audit = "Needs verb `get` on `decisions.remit.dev` in the operator's namespace.";
     paths.insert("/admin/audit/records".into(), json!({"get": {
         "operationId": "auditRecords", "tags": ["Record"], "summary": "Rows of the hash chain, one JSON object a line",
-        "description": audit, "security": security,
+        "description": format!("{audit} An answer ends after 8 MiB of records, too: go on after its last row until there is none."),
+        "security": security,
         "parameters": [query("after", "Sequence number after which to begin; 0 if not set."), query("limit", "At most so many, 1 to 10000; 1000 if not set."),
             query("writer", WRITER)],
         "responses": {

@@ -363,6 +363,7 @@ pub async fn act(State(state): State<AppState>, params: Params, request: Request
     if kind.needs_reason() && body.reason.as_ref().is_none_or(|r| r.trim().is_empty()) {
         return wrong("reason", "is missing: say why, for the record");
     }
+    body.reason.as_deref().map_or(Ok(()), check_reason)?;
     let idle = of.in_force && there.status.as_ref().is_some_and(|s| s.candidate.is_none());
     let right = match kind {
         ActionKind::Rollback => of.in_force,
@@ -433,11 +434,20 @@ impl Asked {
     }
 }
 
+/// A reason that can be kept.
+pub(super) fn check_reason(reason: &str) -> Result<(), HttpError> {
+    let wrong = |why: String| Err(HttpError::field("invalid_request", "reason", why));
+    if reason.contains('\0') {
+        return wrong("holds the character U+0000".into());
+    }
+    if reason.chars().count() > MAX_REASON {
+        return wrong(format!("is longer than {MAX_REASON} characters"));
+    }
+    Ok(())
+}
+
 /// Writes the entry, and waits a while until it is handled.
 pub(super) async fn ask(state: &Arc<Server>, who: &Reader, action: HumanAction) -> Result<Asked, HttpError> {
-    if action.reason.as_ref().is_some_and(|r| r.chars().count() > MAX_REASON) {
-        return Err(HttpError::field("invalid_request", "reason", format!("is longer than {MAX_REASON} characters")));
-    }
     tracing::info!(tenant = %who.tenant, actor = %action.actor, action = %action.action, id = %action.id, "an action is asked for by HTTP");
     control(state)?.append(&who.tenant, &action).await.map_err(refused)?;
     let begun = Instant::now();

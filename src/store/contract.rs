@@ -6,10 +6,13 @@ use ed25519_dalek::VerifyingKey;
 use jiff::Timestamp;
 
 use super::audit::{self, AuditStatements, Report};
+use super::filter::PAGE_BYTES;
 use super::testing::record;
 use super::{
-    Arrival, CallReport, DecisionFilter, InForceRow, Journal, Page, SessionRow, Store, StoreError, StoredDecision,
+    Arrival, CallReport, DecisionFilter, InForceRow, Journal, Page, Replays, SessionRow, Store, StoreError,
+    StoredDecision,
 };
+use crate::api::ReplaySelection;
 use crate::gate::{CallOutcome, Outcome};
 use crate::policy::PolicyText;
 
@@ -286,4 +289,45 @@ pub async fn retention_leaves_a_tombstone<S: Journal + Store>(store: &S, key: &V
     assert_eq!(store.retain("beta", record("beta", 13).time, 100).await.unwrap(), 4);
     assert_eq!(store.recorded_tenants().await.unwrap(), ["acme"], "of beta nothing is left");
     assert!(matches!(store.retain("acme", before, 0).await, Err(StoreError::Invalid { field: "batch", .. })));
+}
+
+/// One agent may send a megabyte with each call: no page of any reading grows by that beyond its bound, and all of it is read in the end.
+pub async fn pages_end_by_bytes<S: Journal + Store + Replays>(store: &S) {
+    const RECORDS: u64 = 20;
+    for n in 1..=RECORDS {
+        let mut large = record("acme", n);
+        large.request.arguments.insert("text".into(), "x".repeat(1 << 20).into());
+        store.append(large).unwrap().await.unwrap();
+    }
+    let ends = |bytes: usize, rows: usize| {
+        assert!(bytes <= PAGE_BYTES as usize && rows > 1, "{rows} rows of {bytes} bytes");
+        rows as u64
+    };
+    let (mut read, mut after) = (0, None);
+    loop {
+        let rows = store.replay_page("acme", &ReplaySelection::default(), after.as_ref(), 1000).await.unwrap();
+        let Some(last) = rows.last() else { break };
+        after = Some(last.place.clone());
+        read += ends(rows.iter().map(|r| r.body.len()).sum(), rows.len());
+    }
+    assert_eq!(read, RECORDS);
+    let (mut read, mut filter) = (0, DecisionFilter { limit: Some(1000), ..Default::default() });
+    loop {
+        let page = store.decisions("acme", &filter).await.unwrap();
+        let bytes = page.items.iter().map(|d| serde_json::to_string(&d.record).unwrap().len()).sum();
+        read += ends(bytes, page.items.len());
+        filter.page = page.next;
+        if filter.page.is_none() {
+            break;
+        }
+    }
+    assert_eq!(read, RECORDS);
+    let (mut read, mut after, writer) = (0, 0, store.audit_writer());
+    loop {
+        let rows = store.audit_rows(&writer, after, 10_000).await.unwrap();
+        let Some(last) = rows.last() else { break };
+        after = last.seq;
+        read += ends(rows.iter().map(|r| r.body.as_ref().unwrap().len()).sum(), rows.len());
+    }
+    assert_eq!(read, RECORDS);
 }

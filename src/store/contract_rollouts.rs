@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::{Arrival, InForceRow, RolloutCommit, RolloutFailure, RolloutRecord, Rollouts, Store};
+use super::{Arrival, InForceRow, Rollback, RolloutCommit, RolloutFailure, RolloutRecord, Rollouts, Store};
 use crate::api::TenantRolloutStatus;
+use crate::policy::PolicyText;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -104,4 +105,25 @@ pub async fn steps_are_whole_and_in_order<S: Rollouts + Store>(store: &S) {
     assert_eq!(store.rollout_failures("u", "h").await.unwrap(), expected);
     assert_eq!(store.rollout_records("u", 100).await.unwrap().len(), 4);
     assert_eq!(store.in_force("u").await.unwrap().len(), 2);
+}
+
+/// What has slipped in though no database can be relied on to keep it holds up no step, and nothing that is kept with it.
+pub async fn texts_with_nul_hold_up_nothing<S: Rollouts + Store>(store: &S) {
+    let text = "permit (principal, action, resource); // \0".to_owned();
+    let arrival = Arrival {
+        policies: vec![PolicyText { id: "a".into(), sha256: "s".into(), text }],
+        author: Some("a\0b".into()),
+        applied_by: Some("ann\0".into()),
+        rollback: Some(Rollback { by: "bob\0".into(), reason: "why\0".into() }),
+        ..Arrival::empty(at(1))
+    };
+    let mut failed = failure("f", "Abor\0ted");
+    failed.message = "taken back: \0".into();
+    let step = RolloutCommit { failures: vec![failed], ..step(0) };
+    assert!(store.commit_rollout(&step, std::slice::from_ref(&arrival)).await.unwrap());
+    assert_eq!(store.rollout_failures("u", "h").await.unwrap().len(), 1);
+    let kept = store.version("u", "base", "a", 1).await.unwrap().unwrap();
+    assert!(kept.text.unwrap().starts_with("permit") && kept.reason.unwrap().starts_with("why"));
+    store.note_applied("acme\0", "d\0", "ann\0", at(1)).await.unwrap();
+    assert_eq!(store.versions("u", "base\0", "a", None, 10).await.unwrap(), []);
 }

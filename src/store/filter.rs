@@ -8,6 +8,9 @@ const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 /// The largest page of the chain.
 const MAX_AUDIT_PAGE: u32 = 10_000;
+/// Bytes of records from which on a page ends, however many rows it may have: one agent may send a megabyte with each call. A page has
+/// one record at least.
+pub(super) const PAGE_BYTES: i64 = 8 * 1024 * 1024;
 /// The largest batch of retention: the writer does nothing else meanwhile.
 const MAX_RETAIN: u32 = 1000;
 /// What filters may ask for.
@@ -17,7 +20,7 @@ const WOULD_BE: [&str; 2] = ["deny", "approval_required"];
 
 impl DecisionFilter {
     /// The size of the page, once the rest is known to be askable.
-    pub(super) fn page_size(&self) -> Result<usize, StoreError> {
+    pub(super) fn page_size(&self) -> Result<i64, StoreError> {
         let limit = within("limit", self.limit.unwrap_or(PAGE), MAX_PAGE)?;
         for (field, value, known) in
             [("outcome", &self.outcome, &OUTCOMES[..]), ("would_be", &self.would_be, &WOULD_BE)]
@@ -27,7 +30,7 @@ impl DecisionFilter {
                 return Err(StoreError::Invalid { field, why });
             }
         }
-        Ok(limit as usize)
+        Ok(i64::from(limit))
     }
 }
 

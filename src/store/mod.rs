@@ -213,7 +213,7 @@ pub struct InForceRow {
 
 /// Everything but the hot path.
 pub trait Store: History + Send + Sync {
-    /// Decisions of a tenant, newest first.
+    /// Decisions of a tenant, newest first; fewer than were asked for where they are large.
     fn decisions<'a>(&'a self, tenant: &'a str, filter: &'a DecisionFilter) -> StoreFuture<'a, Page<StoredDecision>>;
     /// One decision of a tenant.
     fn decision<'a>(&'a self, tenant: &'a str, id: &'a str) -> StoreFuture<'a, Option<StoredDecision>>;
@@ -259,7 +259,8 @@ pub trait Store: History + Send + Sync {
     /// Deletes records older than `before` of a tenant, at most `batch`, leaving a signed tombstone; says how many.
     /// Call it again until it says less than `batch` (1 to 1000).
     fn retain<'a>(&'a self, tenant: &'a str, before: Timestamp, batch: u32) -> StoreFuture<'a, u64>;
-    /// Rows of a writer's chain after `after`, in order, at most `limit` (1 to 10,000), for `remit audit verify`.
+    /// Rows of a writer's chain after `after`, in order, at most `limit` (1 to 10,000) and fewer where they are large, for
+    /// `remit audit verify`. None only at the end.
     fn audit_rows<'a>(&'a self, writer: &'a str, after: u64, limit: u32) -> StoreFuture<'a, Vec<AuditRow>>;
     /// Who writes this process's chain.
     fn audit_writer(&self) -> String;

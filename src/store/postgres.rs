@@ -24,6 +24,7 @@ mod migrations;
 mod replays;
 pub mod roles;
 mod rollouts;
+mod schema;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -124,7 +125,7 @@ impl PostgresStore {
 
     /// Whether this login could change records: it owns them, or nothing holds it back.
     pub async fn owns_records(&self) -> Result<bool, StoreError> {
-        let sql = "SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = to_regclass('records')";
+        let sql = "SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE'::text) FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass('records'::text)";
         within(sqlx::query_scalar(sql).fetch_one(&self.pool)).await
     }
 

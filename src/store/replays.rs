@@ -161,8 +161,8 @@ pub trait Replays: Send + Sync {
     fn forget_runs(&self, before: Timestamp) -> StoreFuture<'_, u64>;
     /// How many records of a namespace a selection takes.
     fn selected<'a>(&'a self, tenant: &'a str, selection: &'a ReplaySelection) -> StoreFuture<'a, Selected>;
-    /// The next records of a selection after a place, oldest first, at most `limit` (1 to [`MAX_REPLAY_PAGE`]). The selection's limit
-    /// counts in `selected` only.
+    /// The next records of a selection after a place, oldest first, at most `limit` (1 to [`MAX_REPLAY_PAGE`]), and fewer
+    /// where they are large; none only at the end. The selection's limit counts in `selected` only.
     fn replay_page<'a>(
         &'a self,
         tenant: &'a str,

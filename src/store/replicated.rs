@@ -4,9 +4,9 @@
 //! A reader sees what this replica has answered: a listing waits for the shipping of what was committed before it, as long as that
 //! does not take long.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{Mutex, watch};
@@ -24,6 +24,8 @@ use crate::lifecycle::evidence::Window;
 
 /// How long a reader waits for what this replica has not shipped yet.
 const READ_OWN: Duration = Duration::from_secs(2);
+/// Whoever weighs a rollout does not wait again so soon after it has waited in vain: a bad candidate ends no later for it.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long a stop waits for the same.
 const LAST: Duration = Duration::from_secs(10);
 
@@ -32,6 +34,9 @@ pub struct ReplicatedStore {
     journal: Arc<SqliteStore>,
     postgres: Arc<PostgresStore>,
     shipping: Arc<Shipping>,
+    window_waits: Duration,
+    /// When a window last waited in vain.
+    behind: std::sync::Mutex<Option<Instant>>,
     task: Mutex<Option<Task>>,
 }
 
@@ -58,9 +63,11 @@ impl ReplicatedStore {
     pub fn start(journal: Arc<SqliteStore>, postgres: Arc<PostgresStore>, options: ShippingOptions) -> Arc<Self> {
         let shipping = Arc::new(Shipping::default());
         let (stop, stopped) = watch::channel(false);
+        let window_waits = options.window_waits;
         let shipper = Shipper::new(journal.clone(), postgres.clone(), shipping.clone(), options);
         let task = Task { stop, shipper: tokio::spawn(shipper.run(stopped)) };
-        Arc::new(Self { journal, postgres, shipping, task: Mutex::new(Some(task)) })
+        let behind = std::sync::Mutex::default();
+        Arc::new(Self { journal, postgres, shipping, window_waits, behind, task: Mutex::new(Some(task)) })
     }
 
     /// Where shipping stands.
@@ -108,10 +115,25 @@ impl ReplicatedStore {
 
     /// Waits until what this replica had committed is where everybody reads.
     async fn own_is_there(&self) {
+        self.own_is_there_within(READ_OWN).await;
+    }
+
+    /// The same, for so long at most; false where it is not.
+    async fn own_is_there_within(&self, time: Duration) -> bool {
         let head = self.journal.head_seq();
-        if self.shipping.shipped() < head && self.shipping.reachable.load(Ordering::Relaxed) {
-            self.shipping.reaches(head, READ_OWN).await;
+        self.shipping.shipped() >= head
+            || !self.shipping.reachable.load(Ordering::Relaxed)
+            || self.shipping.reaches(head, time).await
+    }
+
+    /// The same for who weighs a rollout: briefly, and only once where this replica is behind. What is missing is in the next look.
+    async fn own_is_weighed(&self) {
+        let behind = || self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        if behind().is_some_and(|then| then.elapsed() < AGAIN) {
+            return;
         }
+        let there = self.own_is_there_within(self.window_waits).await;
+        *behind() = (!there).then(Instant::now);
     }
 }
 
@@ -138,7 +160,7 @@ impl Arms for ReplicatedStore {
         drift_since: Timestamp,
     ) -> StoreFuture<'a, Window> {
         Box::pin(async move {
-            self.own_is_there().await;
+            self.own_is_weighed().await;
             self.postgres.window(tenant_uid, revision, rates_since, drift_since).await
         })
     }
@@ -180,7 +202,10 @@ impl Replays for ReplicatedStore {
     }
 
     fn selected<'a>(&'a self, tenant: &'a str, selection: &'a ReplaySelection) -> StoreFuture<'a, Selected> {
-        self.postgres.selected(tenant, selection)
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.selected(tenant, selection).await
+        })
     }
 
     fn replay_page<'a>(
@@ -190,7 +215,10 @@ impl Replays for ReplicatedStore {
         after: Option<&'a Place>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<ReplayRow>> {
-        self.postgres.replay_page(tenant, selection, after, limit)
+        Box::pin(async move {
+            self.own_is_there().await;
+            self.postgres.replay_page(tenant, selection, after, limit).await
+        })
     }
 }
 

@@ -38,11 +38,17 @@ pub struct ShippingOptions {
     pub keep: Duration,
     /// Bytes of shipped rows that stay at most.
     pub keep_bytes: u64,
+    /// How long whoever weighs a rollout waits for what this replica has not shipped yet.
+    pub window_waits: Duration,
 }
 
 impl Default for ShippingOptions {
     fn default() -> Self {
-        Self { keep: Duration::from_secs(3600), keep_bytes: 256 * 1024 * 1024 }
+        Self {
+            keep: Duration::from_secs(3600),
+            keep_bytes: 256 * 1024 * 1024,
+            window_waits: Duration::from_millis(200),
+        }
     }
 }
 

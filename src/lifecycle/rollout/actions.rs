@@ -47,6 +47,10 @@ impl Pass<'_> {
     }
 
     fn carry_out(&mut self, a: &HumanAction) -> Result<String, String> {
+        // What can't be kept would hold up everybody's entries.
+        if let Some(field) = field_with_nul(a) {
+            return Err(format!("its {field} holds the character U+0000"));
+        }
         match a.action.as_str() {
             "pause" => self.pause(a),
             "resume" => self.resume(a),
@@ -230,6 +234,19 @@ impl Pass<'_> {
             self.record(&of, &phase, cause, Some(&a.actor), a.reason.clone());
         }
     }
+}
+
+fn field_with_nul(a: &HumanAction) -> Option<&'static str> {
+    let HumanAction { id, actor, action, reason, digest, revision: _, via } = a;
+    let fields = [
+        ("id", Some(id)),
+        ("actor", Some(actor)),
+        ("action", Some(action)),
+        ("reason", reason.as_ref()),
+        ("digest", digest.as_ref()),
+        ("via", via.as_ref()),
+    ];
+    fields.into_iter().find(|(_, text)| text.is_some_and(|text| text.contains('\0'))).map(|(field, _)| field)
 }
 
 fn reason_of(a: &HumanAction) -> Result<String, String> {

@@ -205,6 +205,23 @@ fn action_list_filled_to_block_rollback() {
     assert_eq!((w.status.percent, w.status.actions.len(), w.status.handled.len()), (Some(25), 0, 1));
 }
 
+/// An entry whose text no database may be able to keep is refused, whatever it asks for, and the others are handled.
+#[test]
+fn nul_in_a_reason_to_wedge_the_rollout() {
+    let mut w = World::in_stage_one();
+    for (n, action) in ["abort", "rollback", "pause", "promote-full"].into_iter().enumerate() {
+        w.ask(action, |a| (a.id, a.reason) = (format!("evil-{n}"), Some("x\0".into())));
+    }
+    w.ask("abort", |a| a.id = "real".into());
+    w.pass();
+    assert_eq!(w.candidate(), None);
+    assert!(w.status.actions.is_empty());
+    for h in &w.status.handled {
+        let wanted = if h.action.id == "real" { "done" } else { "refused: its reason holds the character U+0000" };
+        assert!(h.result.starts_with(wanted), "{}: {}", h.action.id, h.result);
+    }
+}
+
 /// One agent that calls what the fix denies, over and over, moves one agent's share and no more.
 #[test]
 fn denials_inflated_to_hold_back_a_fix() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
+use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use serde::Deserialize;
 use sqlx::Row;
@@ -11,6 +12,7 @@ use sqlx::postgres::{PgPool, PgRow};
 use super::decisions::fits;
 use crate::api::Envelope;
 use crate::store::chain::{Columns, Hash, hex};
+use crate::store::filter::PAGE_BYTES;
 use crate::store::values::{envelope, json, signed, unsigned};
 use crate::store::{AuditRow, RolloutColumns, StoreError, Tombstone, filter, statement};
 
@@ -80,13 +82,12 @@ pub(super) async fn writers(pool: &PgPool) -> Result<Vec<String>, StoreError> {
 
 pub(super) async fn rows(pool: &PgPool, writer: &str, after: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
     let limit = filter::audit_limit(limit)?;
-    let rows = sqlx::query("SELECT * FROM records WHERE writer = $1 AND seq > $2 ORDER BY seq LIMIT $3")
-        .bind(fits(writer))
-        .bind(signed("after", after)?)
-        .bind(limit)
-        .fetch_all(pool)
-        .await?;
-    rows.iter().map(audit_row).collect()
+    let sql = "SELECT r.* FROM (SELECT seq, row_number() OVER page AS n, sum(coalesce(size, 0)) OVER page AS total FROM \
+               (SELECT seq, octet_length(body) AS size FROM records WHERE writer = $1 AND seq > $2 ORDER BY seq LIMIT $3) AS found \
+               WINDOW page AS (ORDER BY seq)) AS taken \
+               JOIN records AS r ON r.writer = $1 AND r.seq = taken.seq WHERE taken.n = 1 OR taken.total <= $4 ORDER BY taken.n";
+    let query = sqlx::query(sql).bind(fits(writer)).bind(signed("after", after)?).bind(limit).bind(PAGE_BYTES);
+    query.fetch(pool).map(|row| audit_row(&row?)).try_collect().await
 }
 
 /// Reads a row as it is: what is wrong with it is for the verification to say.
@@ -168,7 +169,7 @@ pub(super) async fn retain(
     batch: u32,
 ) -> Result<u64, StoreError> {
     let batch = filter::retain_batch(batch)?;
-    let sql = "SELECT writer, seq, sha256(convert_to(body, 'UTF8')) FROM records WHERE tenant = $1 AND time < $2 \
+    let sql = "SELECT writer, seq, pg_catalog.sha256(pg_catalog.convert_to(body, 'UTF8'::name)) FROM records WHERE tenant = $1 AND time < $2 \
                ORDER BY time, writer, seq LIMIT $3";
     let found = sqlx::query(sql).bind(fits(tenant)).bind(before.as_microsecond()).bind(batch).fetch_all(pool).await?;
     let mut chains: BTreeMap<String, Vec<(u64, Hash)>> = BTreeMap::new();
@@ -213,10 +214,12 @@ async fn bury(
     writer: &str,
     rows: &[(u64, Hash)],
 ) -> Result<u64, StoreError> {
-    let next: i64 = sqlx::query_scalar("SELECT coalesce(max(number), 0) + 1 FROM tombstones WHERE writer = $1")
-        .bind(writer)
-        .fetch_one(pool)
-        .await?;
+    let next: i64 = sqlx::query_scalar(
+        "SELECT coalesce(pg_catalog.max(number), 0::bigint) + 1::bigint FROM tombstones WHERE writer = $1",
+    )
+    .bind(writer)
+    .fetch_one(pool)
+    .await?;
     let number = unsigned("number of the tombstone", next)?;
     let tombstone = Tombstone::of_retention(writer, number, tenant.to_owned(), before, Timestamp::now(), rows);
     let signed_one =

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
+use futures::TryStreamExt as _;
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Postgres, QueryBuilder, Row};
 
 use crate::store::chain::hex;
+use crate::store::filter::PAGE_BYTES;
 use crate::store::values::{signed, time, unsigned};
 use crate::store::{CallReport, DecisionFilter, Page, StoreError, StoredDecision, filter};
 
@@ -21,14 +23,28 @@ pub(super) fn fits(text: &str) -> Cow<'_, str> {
     text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default().replace('\0', "\u{2400}").into()
 }
 
+/// A text as PostgreSQL can hold it: without NUL. What refuses such a text stands before; one that has slipped in must not hold up what
+/// is to be kept with it.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{2400}").into() } else { text.into() }
+}
+
+/// The same of a text that may be missing.
+pub(super) fn cleaned(text: Option<&str>) -> Option<Cow<'_, str>> {
+    text.map(clean)
+}
+
 pub(super) async fn list(
     pool: &PgPool,
     tenant: &str,
     filter: &DecisionFilter,
 ) -> Result<Page<StoredDecision>, StoreError> {
     let limit = filter.page_size()?;
-    let mut query: QueryBuilder<Postgres> =
-        QueryBuilder::new("SELECT writer, seq, hash, body, time FROM records WHERE tenant = ");
+    let mut query: QueryBuilder<Postgres> = QueryBuilder::new(
+        "SELECT r.writer, r.seq, r.hash, r.body, r.time, taken.found FROM (SELECT writer, seq, row_number() OVER page AS n, \
+         sum(size) OVER page AS total, count(*) OVER () AS found FROM (SELECT time, writer, seq, octet_length(body) AS size \
+         FROM records WHERE tenant = ",
+    );
     query.push_bind(fits(tenant).into_owned());
     let texts = [
         ("agent", &filter.agent),
@@ -60,18 +76,28 @@ pub(super) async fn list(
         query.push(", ").push_bind(seq).push(")");
     }
     query.push(" ORDER BY time DESC, writer DESC, seq DESC LIMIT ");
-    query.push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX));
-    let rows = query.build().persistent(false).fetch_all(pool).await?;
-    let next = match rows.get(limit).and(rows.get(limit - 1)) {
-        Some(last) => Some(format!(
-            "{}.{}.{}",
-            last.try_get::<i64, _>("time")?,
-            last.try_get::<i64, _>("seq")?,
-            last.try_get::<&str, _>("writer")?
-        )),
-        None => None,
-    };
-    Ok(Page { items: rows.iter().take(limit).map(stored).collect::<Result<_, _>>()?, next })
+    query.push_bind(limit + 1);
+    query.push(
+        ") AS found WINDOW page AS (ORDER BY time DESC, writer DESC, seq DESC)) AS taken \
+         JOIN records AS r ON r.writer = taken.writer AND r.seq = taken.seq WHERE taken.n <= ",
+    );
+    query
+        .push_bind(limit)
+        .push(" AND (taken.n = 1 OR taken.total <= ")
+        .push_bind(PAGE_BYTES)
+        .push(") ORDER BY taken.n");
+    let mut rows = query.build().persistent(false).fetch(pool);
+    let mut page = Page { items: Vec::new(), next: None };
+    while let Some(row) = rows.try_next().await? {
+        page.items.push(stored(&row)?);
+        let (found, time, seq): (i64, i64, i64) = (row.try_get("found")?, row.try_get("time")?, row.try_get("seq")?);
+        let more = u64::try_from(found).is_ok_and(|found| found > page.items.len() as u64);
+        page.next = match more {
+            true => Some(format!("{time}.{seq}.{}", row.try_get::<&str, _>("writer")?)),
+            false => None,
+        };
+    }
+    Ok(page)
 }
 
 /// Place of the last row of a page: time, seq and writer.

@@ -5,6 +5,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::PostgresStore;
+use super::decisions::{clean, cleaned};
 use crate::policy::PolicyText;
 use crate::store::values::{signed, time, unsigned};
 use crate::store::{Change, History, InForceRow, MAX_VERSIONS, PolicyVersion, StoreError, StoreFuture};
@@ -23,11 +24,12 @@ async fn note_applied(
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO applied (tenant, digest, username, time) VALUES ($1, $2, $3, $4) \
                ON CONFLICT (tenant, digest) DO UPDATE SET username = excluded.username, time = excluded.time";
-    let insert = sqlx::query(sql).bind(tenant).bind(digest).bind(username).bind(at.as_microsecond());
+    let insert =
+        sqlx::query(sql).bind(clean(tenant)).bind(clean(digest)).bind(clean(username)).bind(at.as_microsecond());
     insert.execute(pool).await?;
     let sql = "DELETE FROM applied WHERE tenant = $1 AND digest IN \
                (SELECT digest FROM applied WHERE tenant = $1 ORDER BY time DESC, digest OFFSET $2)";
-    sqlx::query(sql).bind(tenant).bind(APPLIED_KEPT).execute(pool).await?;
+    sqlx::query(sql).bind(clean(tenant)).bind(APPLIED_KEPT).execute(pool).await?;
     Ok(())
 }
 
@@ -41,13 +43,16 @@ pub(super) async fn put_policies(
         let mut texts: QueryBuilder<Postgres> =
             QueryBuilder::new("INSERT INTO policy_texts (tenant_uid, sha256, text) ");
         texts.push_values(chunk, |mut b, p| {
-            b.push_bind(&row.tenant_uid).push_bind(&p.sha256).push_bind(&p.text);
+            b.push_bind(clean(&row.tenant_uid)).push_bind(clean(&p.sha256)).push_bind(clean(&p.text));
         });
         texts.push(" ON CONFLICT DO NOTHING").build().persistent(false).execute(&mut *conn).await?;
         let mut names: QueryBuilder<Postgres> =
             QueryBuilder::new("INSERT INTO package_policies (tenant_uid, digest, policy, sha256) ");
         names.push_values(chunk, |mut b, p| {
-            b.push_bind(&row.tenant_uid).push_bind(&row.digest).push_bind(&p.id).push_bind(&p.sha256);
+            b.push_bind(clean(&row.tenant_uid))
+                .push_bind(clean(&row.digest))
+                .push_bind(clean(&p.id))
+                .push_bind(clean(&p.sha256));
         });
         names.push(" ON CONFLICT DO NOTHING").build().persistent(false).execute(&mut *conn).await?;
     }
@@ -81,7 +86,7 @@ fn version_row(row: &PgRow) -> Result<PolicyVersion, StoreError> {
 async fn policies(pool: &PgPool, tenant_uid: &str, package: Option<&str>) -> Result<Vec<PolicyVersion>, StoreError> {
     let sql = "SELECT *, NULL::text AS text FROM policy_heads WHERE tenant_uid = $1 AND package = coalesce($2, package) \
                ORDER BY package, policy";
-    let rows = sqlx::query(sql).bind(tenant_uid).bind(package).fetch_all(pool).await?;
+    let rows = sqlx::query(sql).bind(clean(tenant_uid)).bind(cleaned(package)).fetch_all(pool).await?;
     rows.iter().map(version_row).collect()
 }
 
@@ -97,7 +102,7 @@ async fn versions(
     }
     let sql = "SELECT *, NULL::text AS text FROM policy_versions \
                WHERE tenant_uid = $1 AND package = $2 AND policy = $3 AND version < $4 ORDER BY version DESC LIMIT $5";
-    let query = sqlx::query(sql).bind(tenant_uid).bind(package).bind(policy);
+    let query = sqlx::query(sql).bind(clean(tenant_uid)).bind(clean(package)).bind(clean(policy));
     let before = before.map_or(Ok(i64::MAX), |v| signed("version", v))?;
     let rows = query.bind(before).bind(i64::from(limit)).fetch_all(pool).await?;
     rows.iter().map(version_row).collect()
@@ -112,7 +117,7 @@ async fn version(
     let sql = "SELECT v.*, t.text AS text FROM policy_versions AS v LEFT JOIN policy_texts AS t \
                ON t.tenant_uid = v.tenant_uid AND t.sha256 = v.sha256 \
                WHERE v.tenant_uid = $1 AND v.package = $2 AND v.policy = $3 AND v.version = $4";
-    let query = sqlx::query(sql).bind(tenant_uid).bind(package).bind(policy).bind(version);
+    let query = sqlx::query(sql).bind(clean(tenant_uid)).bind(clean(package)).bind(clean(policy)).bind(version);
     query.fetch_optional(pool).await?.as_ref().map(version_row).transpose()
 }
 

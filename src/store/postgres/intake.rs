@@ -16,10 +16,12 @@ use crate::store::{CallReport, Columns, Numbered, Outgoing, RolloutColumns, Stor
 /// The last row of this writer, under a lock that lives as long as the transaction.
 pub(in crate::store) async fn mark(conn: &mut PgConnection, writer: &str) -> Result<Option<(u64, Hash)>, StoreError> {
     // A statement of its own: what follows must see what the holder of the lock before has committed.
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('remit chain ' || $1, 0))")
-        .bind(writer)
-        .execute(&mut *conn)
-        .await?;
+    sqlx::query(
+        "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('remit chain '::text || $1, 0::bigint))",
+    )
+    .bind(writer)
+    .execute(&mut *conn)
+    .await?;
     let sql = "SELECT seq, hash FROM records WHERE writer = $1 ORDER BY seq DESC LIMIT 1";
     let Some(row) = sqlx::query(sql).bind(writer).fetch_optional(conn).await? else { return Ok(None) };
     let hash = Hash::try_from(row.try_get::<&[u8], _>(1)?)
@@ -107,7 +109,7 @@ pub(in crate::store) async fn add_reports(
 
 /// Number of the writer's last anchor.
 pub(in crate::store) async fn last_anchor(conn: &mut PgConnection, writer: &str) -> Result<i64, StoreError> {
-    let sql = "SELECT coalesce(max(number), 0) FROM anchors WHERE writer = $1";
+    let sql = "SELECT coalesce(pg_catalog.max(number), 0::bigint) FROM anchors WHERE writer = $1";
     Ok(sqlx::query_scalar(sql).bind(writer).fetch_one(conn).await?)
 }
 

@@ -3,6 +3,7 @@
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
 
+use super::decisions::{clean, cleaned};
 use super::history;
 use crate::store::values::{time, version};
 use crate::store::{Arrival, InForceRow, QUARANTINE_AFTER, StoreError};
@@ -21,12 +22,12 @@ pub(super) async fn put_in_force_by(
 ) -> Result<(), StoreError> {
     let new = version("version of the package", &row.version)?;
     // Two leaders for a moment must not both find that nothing is there.
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('remit in force ' || $1, 0))")
-        .bind(&row.tenant_uid)
+    sqlx::query("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('remit in force '::text || $1, 0::bigint))")
+        .bind(clean(&row.tenant_uid))
         .execute(&mut *tx)
         .await?;
     let sql = "SELECT * FROM in_force WHERE tenant_uid = $1 AND revision = $2";
-    let known = sqlx::query(sql).bind(&row.tenant_uid).bind(row.revision).fetch_optional(&mut *tx).await?;
+    let known = sqlx::query(sql).bind(clean(&row.tenant_uid)).bind(row.revision).fetch_optional(&mut *tx).await?;
     if let Some(known) = known {
         let known = in_force_row(&known)?;
         if (&known.package, &known.digest) == (&row.package, &row.digest) {
@@ -46,34 +47,34 @@ pub(super) async fn put_in_force_by(
          applied_by, rolled_back_by, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, \
          coalesce((SELECT username FROM applied WHERE tenant = $3 AND digest = $6), $11), $12, $13)",
     )
-    .bind(&row.tenant_uid)
+    .bind(clean(&row.tenant_uid))
     .bind(row.revision)
-    .bind(&row.tenant)
-    .bind(&row.package)
-    .bind(&row.version)
-    .bind(&row.digest)
-    .bind(&row.key_fingerprint)
+    .bind(clean(&row.tenant))
+    .bind(clean(&row.package))
+    .bind(clean(&row.version))
+    .bind(clean(&row.digest))
+    .bind(cleaned(row.key_fingerprint.as_deref()))
     .bind(row.first_verified.as_microsecond())
     .bind(arrival.at.as_microsecond())
-    .bind(&arrival.author)
-    .bind(&arrival.applied_by)
-    .bind(arrival.rollback.as_ref().map(|r| &r.by))
-    .bind(arrival.rollback.as_ref().map(|r| &r.reason))
+    .bind(cleaned(arrival.author.as_deref()))
+    .bind(cleaned(arrival.applied_by.as_deref()))
+    .bind(cleaned(arrival.rollback.as_ref().map(|r| r.by.as_str())))
+    .bind(cleaned(arrival.rollback.as_ref().map(|r| r.reason.as_str())))
     .execute(&mut *tx)
     .await?;
     let sql = "SELECT version FROM high_water WHERE tenant_uid = $1 AND package = $2";
     let mark: Option<String> =
-        sqlx::query_scalar(sql).bind(&row.tenant_uid).bind(&row.package).fetch_optional(&mut *tx).await?;
+        sqlx::query_scalar(sql).bind(clean(&row.tenant_uid)).bind(clean(&row.package)).fetch_optional(&mut *tx).await?;
     // Compared as versions: as text, 1.10.0 would be below 1.9.0. A rollback leaves the mark where it is.
     if mark.map(|mark| version("high-water mark", &mark)).transpose()?.is_none_or(|mark| new > mark) {
         sqlx::query(
             "INSERT INTO high_water (tenant_uid, package, version, digest) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (tenant_uid, package) DO UPDATE SET version = excluded.version, digest = excluded.digest",
         )
-        .bind(&row.tenant_uid)
-        .bind(&row.package)
-        .bind(&row.version)
-        .bind(&row.digest)
+        .bind(clean(&row.tenant_uid))
+        .bind(clean(&row.package))
+        .bind(clean(&row.version))
+        .bind(clean(&row.digest))
         .execute(&mut *tx)
         .await?;
     }
@@ -82,7 +83,7 @@ pub(super) async fn put_in_force_by(
 
 pub(super) async fn in_force(pool: &PgPool, tenant_uid: &str) -> Result<Vec<InForceRow>, StoreError> {
     let sql = "SELECT * FROM in_force WHERE tenant_uid = $1 ORDER BY revision DESC";
-    sqlx::query(sql).bind(tenant_uid).fetch_all(pool).await?.iter().map(in_force_row).collect()
+    sqlx::query(sql).bind(clean(tenant_uid)).fetch_all(pool).await?.iter().map(in_force_row).collect()
 }
 
 fn in_force_row(row: &PgRow) -> Result<InForceRow, StoreError> {
@@ -104,37 +105,37 @@ pub(super) async fn high_water(
     package: &str,
 ) -> Result<Option<(String, String)>, StoreError> {
     let sql = "SELECT version, digest FROM high_water WHERE tenant_uid = $1 AND package = $2";
-    Ok(sqlx::query_as(sql).bind(tenant_uid).bind(package).fetch_optional(pool).await?)
+    Ok(sqlx::query_as(sql).bind(clean(tenant_uid)).bind(clean(package)).fetch_optional(pool).await?)
 }
 
 pub(super) async fn signer_seen(pool: &PgPool, tenant_uid: &str) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM signer_seen WHERE tenant_uid = $1)";
-    Ok(sqlx::query_scalar(sql).bind(tenant_uid).fetch_one(pool).await?)
+    Ok(sqlx::query_scalar(sql).bind(clean(tenant_uid)).fetch_one(pool).await?)
 }
 
 pub(super) async fn remember_signer(pool: &PgPool, tenant_uid: &str) -> Result<(), StoreError> {
     let sql = "INSERT INTO signer_seen (tenant_uid) VALUES ($1) ON CONFLICT DO NOTHING";
-    sqlx::query(sql).bind(tenant_uid).execute(pool).await?;
+    sqlx::query(sql).bind(clean(tenant_uid)).execute(pool).await?;
     Ok(())
 }
 
 /// Over all processes: bytes that end one replica after the other are quarantined by the second death, whoever died.
 pub(super) async fn quarantined(pool: &PgPool) -> Result<Vec<String>, StoreError> {
-    let sql = "SELECT digest FROM parsing GROUP BY digest HAVING sum(deaths) >= $1 ORDER BY digest";
+    let sql = "SELECT digest FROM parsing GROUP BY digest HAVING pg_catalog.sum(deaths) >= $1::numeric ORDER BY digest";
     Ok(sqlx::query_scalar(sql).bind(QUARANTINE_AFTER).fetch_all(pool).await?)
 }
 
 pub(super) async fn parse_begins(pool: &PgPool, writer: &str, digest: &str) -> Result<(), StoreError> {
     let sql =
         "INSERT INTO parsing (writer, digest) VALUES ($1, $2) ON CONFLICT (writer, digest) DO UPDATE SET open = true";
-    sqlx::query(sql).bind(writer).bind(digest).execute(pool).await?;
+    sqlx::query(sql).bind(clean(writer)).bind(clean(digest)).execute(pool).await?;
     Ok(())
 }
 
 pub(super) async fn parse_ended(pool: &PgPool, writer: &str, digest: &str) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM parsing WHERE writer = $1 AND digest = $2")
-        .bind(writer)
-        .bind(digest)
+        .bind(clean(writer))
+        .bind(clean(digest))
         .execute(pool)
         .await?;
     Ok(())

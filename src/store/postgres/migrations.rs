@@ -4,7 +4,7 @@ use sqlx::migrate::{Migrate as _, Migration, MigrationType, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor as _, Row, SqlSafeStr};
 
-use super::within;
+use super::{schema, within};
 use crate::store::StoreError;
 
 /// Table of the migrations that were applied.
@@ -21,6 +21,7 @@ fn migrator() -> Migrator {
         of(5, "rollouts", include_str!("../../../migrations/postgres/0005_rollouts.sql")),
         of(6, "arms", include_str!("../../../migrations/postgres/0006_arms.sql")),
         of(7, "replays", include_str!("../../../migrations/postgres/0007_replays.sql")),
+        of(10, "paths", include_str!("../../../migrations/postgres/0010_paths.sql")),
     ]);
     // A replica of the version before may start while a newer one is rolled out: migrations only add.
     migrator.set_ignore_missing(true);
@@ -47,8 +48,9 @@ pub(super) async fn prepare(conn: &mut PgConnection) -> Result<(), StoreError> {
     migrate(conn).await
 }
 
-/// Applies what is missing. One process at a time: the others wait.
+/// Applies what is missing. One process at a time: the others wait. From then on the connection finds names in the tables' schema only.
 pub(super) async fn migrate(conn: &mut PgConnection) -> Result<(), StoreError> {
+    schema::hold(conn).await?;
     // Another replica may be at it for longer than a call may take.
     conn.execute("SET statement_timeout = '300s'; SET lock_timeout = '300s'").await?;
     let migrated = migrator().run_direct(None, conn, false).await;
@@ -62,8 +64,10 @@ pub(super) async fn migrate(conn: &mut PgConnection) -> Result<(), StoreError> {
 
 /// The migrations that were applied, and whether this login may apply more.
 async fn state(conn: &mut PgConnection) -> Result<(Vec<i64>, bool), StoreError> {
-    let sql = "SELECT to_regclass($1) IS NOT NULL AS there, coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may, \
-               coalesce((SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = to_regclass($1)), true) AS owns";
+    let sql = "SELECT pg_catalog.to_regclass($1) IS NOT NULL AS there, \
+               coalesce(pg_catalog.has_schema_privilege(pg_catalog.current_schema()::text, 'CREATE'::text), false) AS may, \
+               coalesce((SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE'::text) FROM pg_catalog.pg_class c \
+                         WHERE c.oid = pg_catalog.to_regclass($1)), true) AS owns";
     let row = sqlx::query(sql).bind(TABLE).fetch_one(&mut *conn).await?;
     let may = row.try_get::<bool, _>("may")? && row.try_get::<bool, _>("owns")?;
     if !row.try_get::<bool, _>("there")? {

@@ -1,13 +1,15 @@
 //! Runs of replays in PostgreSQL, and the records of all writers that they read.
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::PostgresStore;
-use super::decisions::fits;
+use super::decisions::{clean, fits};
 use crate::api::{ReplaySelection, ReplayState};
 use crate::store::chain::hex;
+use crate::store::filter::PAGE_BYTES;
 use crate::store::replays::{delegator_names, page_limit, spec, spec_text, state, taken};
 use crate::store::values::{signed, time, unsigned};
 use crate::store::{Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
@@ -18,7 +20,11 @@ const OPEN: i64 = 1000;
 async fn add(pool: &PgPool, run: &ReplayRun) -> Result<(), StoreError> {
     let sql = "INSERT INTO replay_runs (id, tenant, tenant_uid, key, spec, state, created) \
                VALUES ($1, $2, $3, $4, $5, 'queued', $6) ON CONFLICT DO NOTHING";
-    let insert = sqlx::query(sql).bind(&run.id).bind(&run.tenant).bind(&run.tenant_uid).bind(&run.key);
+    let insert = sqlx::query(sql)
+        .bind(clean(&run.id))
+        .bind(clean(&run.tenant))
+        .bind(clean(&run.tenant_uid))
+        .bind(clean(&run.key));
     let insert = insert.bind(spec_text(&run.spec)?).bind(run.created.as_microsecond());
     match insert.execute(pool).await?.rows_affected() {
         0 => Err(taken(&run.id)),
@@ -31,23 +37,24 @@ async fn step(pool: &PgPool, id: &str, step: &RunStep) -> Result<bool, StoreErro
         RunStep::Begun { total, at } => {
             let sql = "UPDATE replay_runs SET state = 'running', total = $1, started = coalesce(started, $2) \
                        WHERE id = $3 AND finished IS NULL";
-            sqlx::query(sql).bind(signed("total", *total)?).bind(at.as_microsecond()).bind(id)
+            sqlx::query(sql).bind(signed("total", *total)?).bind(at.as_microsecond()).bind(clean(id))
         }
         RunStep::Progress { done, checkpoint } => {
             let sql = "UPDATE replay_runs SET done = $1, checkpoint = $2 \
                        WHERE id = $3 AND state = 'running' AND done <= $1";
-            sqlx::query(sql).bind(signed("done", *done)?).bind(checkpoint).bind(id)
+            sqlx::query(sql).bind(signed("done", *done)?).bind(clean(checkpoint)).bind(clean(id))
         }
         RunStep::Completed { done, report, input_fingerprint, result_fingerprint, at } => {
             let sql = "UPDATE replay_runs SET state = 'completed', done = $1, report = $2, input_fingerprint = $3, \
                        result_fingerprint = $4, checkpoint = NULL, finished = $5 WHERE id = $6 AND finished IS NULL";
-            let update = sqlx::query(sql).bind(signed("done", *done)?).bind(report).bind(input_fingerprint);
-            update.bind(result_fingerprint).bind(at.as_microsecond()).bind(id)
+            let update =
+                sqlx::query(sql).bind(signed("done", *done)?).bind(clean(report)).bind(clean(input_fingerprint));
+            update.bind(clean(result_fingerprint)).bind(at.as_microsecond()).bind(clean(id))
         }
         RunStep::Failed { error, at } => {
             let sql = "UPDATE replay_runs SET state = 'failed', error = $1, checkpoint = NULL, finished = $2 \
                        WHERE id = $3 AND finished IS NULL";
-            sqlx::query(sql).bind(error).bind(at.as_microsecond()).bind(id)
+            sqlx::query(sql).bind(clean(error)).bind(at.as_microsecond()).bind(clean(id))
         }
     };
     Ok(query.execute(pool).await?.rows_affected() > 0)
@@ -135,23 +142,38 @@ async fn page(
     limit: u32,
 ) -> Result<Vec<ReplayRow>, StoreError> {
     let limit = page_limit(limit)?;
-    let mut query: QueryBuilder<Postgres> = QueryBuilder::new("SELECT time, id, hash, body");
+    // The sizes first, so that no body is read that is not in the page.
+    let mut query: QueryBuilder<Postgres> = QueryBuilder::new(
+        "SELECT r.time, r.id, r.hash, r.body FROM (SELECT writer, seq, row_number() OVER page AS n, sum(size) OVER page AS total FROM \
+         (SELECT time, id, writer, seq, octet_length(body) AS size",
+    );
     chosen(&mut query, tenant, selection);
     if let Some(place) = after {
         query.push(" AND time >= ").push_bind(place.micros);
-        query.push(" AND (time, id) > (").push_bind(place.micros).push(", ").push_bind(place.id.clone()).push(")");
+        query
+            .push(" AND (time, id) > (")
+            .push_bind(place.micros)
+            .push(", ")
+            .push_bind(clean(&place.id).into_owned())
+            .push(")");
     }
     query.push(" ORDER BY time, id, writer, seq LIMIT ").push_bind(limit);
-    let rows = query.build().persistent(false).fetch_all(pool).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(ReplayRow {
-                place: Place { micros: row.try_get(0)?, id: row.try_get(1)? },
-                hash: hex(row.try_get(2)?),
-                body: row.try_get(3)?,
-            })
+    query.push(
+        ") AS found WINDOW page AS (ORDER BY time, id, writer, seq)) AS taken \
+         JOIN records AS r ON r.writer = taken.writer AND r.seq = taken.seq WHERE taken.n = 1 OR taken.total <= ",
+    );
+    query.push_bind(PAGE_BYTES).push(" ORDER BY taken.n");
+    let rows = query.build().persistent(false).fetch(pool);
+    rows.map(|row| {
+        let row = row?;
+        Ok(ReplayRow {
+            place: Place { micros: row.try_get(0)?, id: row.try_get(1)? },
+            hash: hex(row.try_get(2)?),
+            body: row.try_get(3)?,
         })
-        .collect()
+    })
+    .try_collect()
+    .await
 }
 
 impl Replays for PostgresStore {
@@ -162,7 +184,7 @@ impl Replays for PostgresStore {
     fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {
         self.call(async move {
             let sql = "SELECT * FROM replay_runs WHERE id = $1 AND tenant_uid = $2";
-            let row = sqlx::query(sql).bind(id).bind(tenant_uid).fetch_optional(self.pool()).await?;
+            let row = sqlx::query(sql).bind(clean(id)).bind(clean(tenant_uid)).fetch_optional(self.pool()).await?;
             row.as_ref().map(run_row).transpose()
         })
     }
@@ -176,7 +198,7 @@ impl Replays for PostgresStore {
         self.call(async move {
             let sql = "SELECT * FROM replay_runs WHERE tenant_uid = $1 AND key = $2 AND state = coalesce($3, state) \
                        ORDER BY created DESC, id DESC LIMIT 1";
-            let query = sqlx::query(sql).bind(tenant_uid).bind(key).bind(state.map(ReplayState::as_str));
+            let query = sqlx::query(sql).bind(clean(tenant_uid)).bind(clean(key)).bind(state.map(ReplayState::as_str));
             query.fetch_optional(self.pool()).await?.as_ref().map(run_row).transpose()
         })
     }

@@ -101,7 +101,7 @@ impl Owner {
             Login::Reader { tenant_uid } => tenant_uid,
         };
         let facts = within(
-            sqlx::query("SELECT rolsuper OR rolbypassrls AS above, quote_ident(rolname) AS quoted, rolname = current_user AS own FROM pg_roles WHERE rolname = $1")
+            sqlx::query("SELECT rolsuper OR rolbypassrls AS above, pg_catalog.quote_ident(rolname::text) AS quoted, rolname = current_user AS own FROM pg_roles WHERE rolname = $1")
                 .bind(login)
                 .fetch_optional(&mut self.conn),
         );
@@ -115,8 +115,11 @@ impl Owner {
             return Err(StoreError::Invalid { field: "login", why: why.into() });
         }
         let role: String = facts.try_get("quoted")?;
-        let schema: String =
-            within(sqlx::query_scalar("SELECT quote_ident(current_schema())").fetch_one(&mut self.conn)).await?;
+        let schema: String = within(
+            sqlx::query_scalar("SELECT pg_catalog.quote_ident(pg_catalog.current_schema()::text)")
+                .fetch_one(&mut self.conn),
+        )
+        .await?;
         let mut statements =
             vec![format!("GRANT USAGE ON SCHEMA {schema} TO {role}"), format!("GRANT SELECT ON logins TO {role}")];
         match of {
@@ -157,7 +160,7 @@ impl Owner {
     /// Takes every right back that `grant` gave; the role itself stays.
     pub async fn revoke(&mut self, login: &str) -> Result<(), StoreError> {
         let role: Option<String> = within(
-            sqlx::query_scalar("SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1")
+            sqlx::query_scalar("SELECT pg_catalog.quote_ident(rolname::text) FROM pg_roles WHERE rolname = $1")
                 .bind(login)
                 .fetch_optional(&mut self.conn),
         )
@@ -186,3 +189,7 @@ fn revoking(role: &str) -> Vec<String> {
     statements.extend(OPERATOR_FUNCTIONS.iter().map(|f| format!("REVOKE ALL ON FUNCTION {f} FROM {role}")));
     statements
 }
+
+#[cfg(test)]
+#[path = "roles_tests.rs"]
+mod tests;

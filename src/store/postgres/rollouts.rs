@@ -3,6 +3,7 @@
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
+use super::decisions::clean;
 use super::{PostgresStore, ledger};
 use crate::store::values::time;
 use crate::store::{
@@ -20,12 +21,16 @@ async fn commit(pool: &PgPool, step: &RolloutCommit, arrivals: &[Arrival]) -> Re
     let taken = match step.expected {
         0 => {
             let sql = "INSERT INTO rollout_state (tenant_uid, tenant, version, state) VALUES ($1, $2, 1, $3) ON CONFLICT DO NOTHING";
-            sqlx::query(sql).bind(&step.tenant_uid).bind(&step.tenant).bind(&state).execute(&mut *tx).await?
+            sqlx::query(sql)
+                .bind(clean(&step.tenant_uid))
+                .bind(clean(&step.tenant))
+                .bind(&state)
+                .execute(&mut *tx)
+                .await?
         }
         expected => {
-            let sql =
-                "UPDATE rollout_state SET version = version + 1, state = $3 WHERE tenant_uid = $1 AND version = $2";
-            sqlx::query(sql).bind(&step.tenant_uid).bind(expected).bind(&state).execute(&mut *tx).await?
+            let sql = "UPDATE rollout_state SET version = version + 1::bigint, state = $3 WHERE tenant_uid = $1 AND version = $2";
+            sqlx::query(sql).bind(clean(&step.tenant_uid)).bind(expected).bind(&state).execute(&mut *tx).await?
         }
     };
     if taken.rows_affected() == 0 {
@@ -40,11 +45,11 @@ async fn commit(pool: &PgPool, step: &RolloutCommit, arrivals: &[Arrival]) -> Re
             "INSERT INTO rollout_failures (tenant_uid, spec_hash, digest, cause, message, at) VALUES ($1, $2, $3, $4, $5, $6) \
              ON CONFLICT DO NOTHING",
         )
-        .bind(&step.tenant_uid)
-        .bind(&failure.spec_hash)
-        .bind(&failure.digest)
-        .bind(&failure.cause)
-        .bind(&failure.message)
+        .bind(clean(&step.tenant_uid))
+        .bind(clean(&failure.spec_hash))
+        .bind(clean(&failure.digest))
+        .bind(clean(&failure.cause))
+        .bind(clean(&failure.message))
         .bind(failure.at.as_microsecond())
         .execute(&mut *tx)
         .await?;
@@ -52,10 +57,10 @@ async fn commit(pool: &PgPool, step: &RolloutCommit, arrivals: &[Arrival]) -> Re
     for record in &step.records {
         sqlx::query(
             "INSERT INTO rollout_records (tenant_uid, number, tenant, revision, at, body) \
-             SELECT $1, coalesce(max(number), 0) + 1, $2, $3, $4, $5 FROM rollout_records WHERE tenant_uid = $1",
+             SELECT $1, coalesce(pg_catalog.max(number), 0::bigint) + 1::bigint, $2, $3, $4, $5 FROM rollout_records WHERE tenant_uid = $1",
         )
-        .bind(&step.tenant_uid)
-        .bind(&step.tenant)
+        .bind(clean(&step.tenant_uid))
+        .bind(clean(&step.tenant))
         .bind(record.revision)
         .bind(record.at.as_microsecond())
         .bind(rollout_json("record of a rollout", record)?)
@@ -68,14 +73,14 @@ async fn commit(pool: &PgPool, step: &RolloutCommit, arrivals: &[Arrival]) -> Re
 
 async fn state(pool: &PgPool, tenant_uid: &str) -> Result<Option<RolloutState>, StoreError> {
     let sql = "SELECT version, state FROM rollout_state WHERE tenant_uid = $1";
-    let row: Option<(i64, String)> = sqlx::query_as(sql).bind(tenant_uid).fetch_optional(pool).await?;
+    let row: Option<(i64, String)> = sqlx::query_as(sql).bind(clean(tenant_uid)).fetch_optional(pool).await?;
     let Some((version, state)) = row else { return Ok(None) };
     Ok(Some(RolloutState { version, state: rollout_of_json("state of a rollout", &state)? }))
 }
 
 async fn failures(pool: &PgPool, tenant_uid: &str, spec_hash: &str) -> Result<Vec<RolloutFailure>, StoreError> {
     let sql = "SELECT * FROM rollout_failures WHERE tenant_uid = $1 AND spec_hash = $2 ORDER BY at, digest";
-    let rows = sqlx::query(sql).bind(tenant_uid).bind(spec_hash).fetch_all(pool).await?;
+    let rows = sqlx::query(sql).bind(clean(tenant_uid)).bind(clean(spec_hash)).fetch_all(pool).await?;
     let failure = |row: &PgRow| {
         Ok(RolloutFailure {
             spec_hash: row.try_get("spec_hash")?,
@@ -91,7 +96,7 @@ async fn failures(pool: &PgPool, tenant_uid: &str, spec_hash: &str) -> Result<Ve
 async fn records(pool: &PgPool, tenant_uid: &str, limit: u32) -> Result<Vec<RolloutRecord>, StoreError> {
     let sql = "SELECT body FROM rollout_records WHERE tenant_uid = $1 ORDER BY number DESC LIMIT $2";
     let limit = i64::from(limit.clamp(1, 1000));
-    let bodies: Vec<String> = sqlx::query_scalar(sql).bind(tenant_uid).bind(limit).fetch_all(pool).await?;
+    let bodies: Vec<String> = sqlx::query_scalar(sql).bind(clean(tenant_uid)).bind(limit).fetch_all(pool).await?;
     bodies.iter().map(|body| rollout_of_json("record of a rollout", body)).collect()
 }
 

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
+use super::decisions::clean;
 use crate::store::values::time;
 use crate::store::{SessionRow, StoreError};
 
@@ -32,11 +33,12 @@ pub(super) async fn save(pool: &PgPool, rows: &[SessionRow]) -> Result<(), Store
     rows.sort_by(|a, b| a.id.cmp(&b.id));
     let mut tx = pool.begin().await?;
     for chunk in rows.chunks(ROWS) {
-        let text = |of: fn(&SessionRow) -> &str| chunk.iter().map(|s| of(s).to_owned()).collect::<Vec<String>>();
+        let text =
+            |of: fn(&SessionRow) -> &str| chunk.iter().map(|s| clean(of(s)).into_owned()).collect::<Vec<String>>();
         let number =
             |of: fn(&SessionRow) -> Timestamp| chunk.iter().map(|s| of(s).as_microsecond()).collect::<Vec<_>>();
         let ended: Vec<_> = chunk.iter().map(|s| s.ended.as_ref().map(|(at, _)| at.as_microsecond())).collect();
-        let why: Vec<_> = chunk.iter().map(|s| s.ended.as_ref().map(|(_, why)| why.clone())).collect();
+        let why: Vec<_> = chunk.iter().map(|s| s.ended.as_ref().map(|(_, why)| clean(why).into_owned())).collect();
         // To whom a session belongs never changes, and what has ended stays ended. What changes nothing is no change.
         sqlx::query(
             "INSERT INTO sessions AS s (id, tenant, tenant_uid, agent, agent_uid, started, last_seen, ended, ended_why) \
@@ -71,7 +73,7 @@ pub(super) async fn end_silent(
     let mut silent: Vec<_> = silent.iter().collect();
     silent.sort_by(|a, b| a.0.id.cmp(&b.0.id));
     for chunk in silent.chunks(ROWS) {
-        let ids: Vec<String> = chunk.iter().map(|(row, _)| row.id.clone()).collect();
+        let ids: Vec<String> = chunk.iter().map(|(row, _)| clean(&row.id).into_owned()).collect();
         let cutoffs: Vec<i64> = chunk.iter().map(|(_, cutoff)| cutoff.as_microsecond()).collect();
         sqlx::query(
             "UPDATE sessions s SET ended = $3, ended_why = 'expired' FROM unnest($1::text[], $2::bigint[]) AS t (id, cutoff) \
@@ -95,12 +97,12 @@ pub(super) async fn end_silent(
 pub(super) async fn changed(pool: &PgPool, since: Option<&str>) -> Result<(Vec<SessionRow>, String), StoreError> {
     let mut tx = pool.begin().await?;
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *tx).await?;
-    let mark: String =
-        sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text").fetch_one(&mut *tx).await?;
+    let mark: String = sqlx::query_scalar("SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text")
+        .fetch_one(&mut *tx)
+        .await?;
     let rows = match since {
         Some(since) => {
-            let sql =
-                "SELECT * FROM sessions WHERE changed >= $1::text::xid8 AND changed_at > now() - interval '1 hour'";
+            let sql = "SELECT * FROM sessions WHERE changed >= $1::text::xid8 AND changed_at > pg_catalog.now() - interval '1 hour'";
             sqlx::query(sql).bind(since).fetch_all(&mut *tx).await?
         }
         None => sqlx::query("SELECT * FROM sessions WHERE ended IS NULL").fetch_all(&mut *tx).await?,

@@ -49,6 +49,11 @@ async fn steps_of_rollouts_are_whole_and_in_order() {
 }
 
 #[tokio::test]
+async fn texts_with_nul_hold_up_nothing() {
+    contract_rollouts::texts_with_nul_hold_up_nothing(&*fresh().await).await;
+}
+
+#[tokio::test]
 async fn a_signer_stays_seen() {
     contract::a_signer_stays_seen(&*fresh().await).await;
 }

@@ -1,11 +1,12 @@
 //! Finding decisions again, and reading the chain out for verification. Only reads.
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::ledger::{signed, time, unsigned};
 use crate::store::chain::{Columns, Hash, body_hash, hex};
-use crate::store::filter;
+use crate::store::filter::{self, PAGE_BYTES};
 use crate::store::{AuditRow, CallReport, DecisionFilter, Page, RolloutColumns, StoreError, StoredDecision};
 
 pub(super) async fn list(
@@ -14,8 +15,10 @@ pub(super) async fn list(
     filter: &DecisionFilter,
 ) -> Result<Page<StoredDecision>, StoreError> {
     let limit = filter.page_size()?;
-    let mut query: QueryBuilder<Sqlite> =
-        QueryBuilder::new("SELECT seq, hash, body, time FROM records WHERE tenant = ");
+    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+        "SELECT r.seq, r.hash, r.body, r.time, taken.found FROM (SELECT seq, row_number() OVER page AS n, sum(size) OVER page AS total, \
+         count(*) OVER () AS found FROM (SELECT time, seq, octet_length(body) AS size FROM records WHERE tenant = ",
+    );
     query.push_bind(tenant.to_owned());
     let texts = [
         ("agent", &filter.agent),
@@ -52,13 +55,24 @@ pub(super) async fn list(
         query.push(" AND time <= ").push_bind(time);
         query.push(" AND (time, seq) < (").push_bind(time).push(", ").push_bind(seq).push(")");
     }
-    query.push(" ORDER BY time DESC, seq DESC LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX));
-    let rows = query.build().fetch_all(pool).await?;
-    let next = match rows.get(limit).and(rows.get(limit - 1)) {
-        Some(last) => Some(format!("{}.{}", last.try_get::<i64, _>("time")?, last.try_get::<i64, _>("seq")?)),
-        None => None,
-    };
-    Ok(Page { items: rows.iter().take(limit).map(stored).collect::<Result<_, _>>()?, next })
+    query.push(" ORDER BY time DESC, seq DESC LIMIT ").push_bind(limit + 1);
+    query.push(
+        ") WINDOW page AS (ORDER BY time DESC, seq DESC)) AS taken CROSS JOIN records AS r ON r.seq = taken.seq WHERE taken.n <= ",
+    );
+    query
+        .push_bind(limit)
+        .push(" AND (taken.n = 1 OR taken.total <= ")
+        .push_bind(PAGE_BYTES)
+        .push(") ORDER BY taken.n");
+    let mut rows = query.build().fetch(pool);
+    let mut page = Page { items: Vec::new(), next: None };
+    while let Some(row) = rows.try_next().await? {
+        page.items.push(stored(&row)?);
+        let (found, time, seq): (i64, i64, i64) = (row.try_get("found")?, row.try_get("time")?, row.try_get("seq")?);
+        let more = u64::try_from(found).is_ok_and(|found| found > page.items.len() as u64);
+        page.next = more.then(|| format!("{time}.{seq}"));
+    }
+    Ok(page)
 }
 
 /// Place of the last row of a page: time and seq.
@@ -117,12 +131,11 @@ pub(super) async fn audit_rows(
     limit: u32,
 ) -> Result<Vec<AuditRow>, StoreError> {
     let limit = filter::audit_limit(limit)?;
-    let rows = sqlx::query("SELECT * FROM records WHERE seq > ? ORDER BY seq LIMIT ?")
-        .bind(signed("after", after)?)
-        .bind(limit)
-        .fetch_all(conn)
-        .await?;
-    rows.iter().map(audit_row).collect()
+    let sql = "SELECT r.* FROM (SELECT seq, row_number() OVER page AS n, sum(coalesce(size, 0)) OVER page AS total FROM \
+               (SELECT seq, octet_length(body) AS size FROM records WHERE seq > ? ORDER BY seq LIMIT ?) WINDOW page AS (ORDER BY seq)) \
+               AS taken CROSS JOIN records AS r ON r.seq = taken.seq WHERE taken.n = 1 OR taken.total <= ? ORDER BY taken.n";
+    let rows = sqlx::query(sql).bind(signed("after", after)?).bind(limit).bind(PAGE_BYTES).fetch(conn);
+    rows.map(|row| audit_row(&row?)).try_collect().await
 }
 
 /// Reads a row as it is: what is wrong with it is for the verification to say.
@@ -190,16 +203,13 @@ pub(super) async fn retirable(
     batch: u32,
 ) -> Result<Vec<(u64, Hash)>, StoreError> {
     let batch = filter::retain_batch(batch)?;
-    let rows = sqlx::query("SELECT seq, body FROM records WHERE tenant = ? AND time < ? ORDER BY time, seq LIMIT ?")
-        .bind(tenant)
-        .bind(before.as_microsecond())
-        .bind(batch)
-        .fetch_all(pool)
-        .await?;
-    rows.iter()
-        .map(|row| {
-            let body: &str = row.try_get(1)?;
-            Ok((unsigned("seq", row.try_get(0)?)?, body_hash(body.as_bytes())))
-        })
-        .collect()
+    let sql = "SELECT seq, body FROM records WHERE tenant = ? AND time < ? ORDER BY time, seq LIMIT ?";
+    let rows = sqlx::query(sql).bind(tenant).bind(before.as_microsecond()).bind(batch).fetch(pool);
+    rows.map(|row| {
+        let row = row?;
+        let body: &str = row.try_get(1)?;
+        Ok((unsigned("seq", row.try_get(0)?)?, body_hash(body.as_bytes())))
+    })
+    .try_collect()
+    .await
 }

@@ -1,5 +1,6 @@
 //! Runs of replays in SQLite, and the records that they read.
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
@@ -8,6 +9,7 @@ use super::SqliteStore;
 use super::ledger::Write;
 use crate::api::{ReplaySelection, ReplayState};
 use crate::store::chain::hex;
+use crate::store::filter::PAGE_BYTES;
 use crate::store::replays::{delegator_names, page_limit, spec, spec_text, state, taken};
 use crate::store::values::{signed, time, unsigned};
 use crate::store::{Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
@@ -161,23 +163,33 @@ async fn page(
     limit: u32,
 ) -> Result<Vec<ReplayRow>, StoreError> {
     let limit = page_limit(limit)?;
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT time, id, hash, body");
+    // The sizes first, so that no body is read that is not in the page.
+    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+        "SELECT r.time, r.id, r.hash, r.body FROM (SELECT seq, row_number() OVER page AS n, sum(size) OVER page AS total FROM \
+         (SELECT time, id, seq, octet_length(body) AS size",
+    );
     chosen(&mut query, tenant, selection);
     if let Some(place) = after {
         query.push(" AND time >= ").push_bind(place.micros);
         query.push(" AND (time, id) > (").push_bind(place.micros).push(", ").push_bind(place.id.clone()).push(")");
     }
     query.push(" ORDER BY time, id, seq LIMIT ").push_bind(limit);
-    let rows = query.build().persistent(false).fetch_all(pool).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(ReplayRow {
-                place: Place { micros: row.try_get(0)?, id: row.try_get(1)? },
-                hash: hex(row.try_get(2)?),
-                body: row.try_get(3)?,
-            })
+    query.push(
+        ") WINDOW page AS (ORDER BY time, id, seq)) AS taken CROSS JOIN records AS r ON r.seq = taken.seq \
+         WHERE taken.n = 1 OR taken.total <= ",
+    );
+    query.push_bind(PAGE_BYTES).push(" ORDER BY taken.n");
+    let rows = query.build().persistent(false).fetch(pool);
+    rows.map(|row| {
+        let row = row?;
+        Ok(ReplayRow {
+            place: Place { micros: row.try_get(0)?, id: row.try_get(1)? },
+            hash: hex(row.try_get(2)?),
+            body: row.try_get(3)?,
         })
-        .collect()
+    })
+    .try_collect()
+    .await
 }
 
 impl Replays for SqliteStore {

@@ -43,6 +43,16 @@ async fn equal_times_are_paged_without_loss() {
 }
 
 #[tokio::test]
+async fn pages_end_by_bytes() {
+    contract::pages_end_by_bytes(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn texts_with_nul_hold_up_nothing() {
+    crate::store::contract_rollouts::texts_with_nul_hold_up_nothing(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn sessions_end_once() {
     contract::sessions_end_once(&*fresh().await.1).await;
 }
