@@ -5,6 +5,7 @@
 //! solver does not see is put in or left open, and what is in doubt is `unknown`. No call is shown that Remit's own gates have not
 //! decided as it says.
 
+mod before;
 mod call;
 mod environment;
 mod half;
@@ -16,6 +17,8 @@ pub mod worker;
 
 #[cfg(test)]
 mod attacks;
+#[cfg(test)]
+mod before_tests;
 #[cfg(test)]
 mod random_tests;
 #[cfg(test)]
@@ -94,6 +97,9 @@ pub struct EnvironmentProof {
     /// The tools that it is about, where it is about tools.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
+    /// What the candidate has more or less of, where that is another value of an enumerated type.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
     pub alone: ProofVerdict,
     pub with_approval: ProofVerdict,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
