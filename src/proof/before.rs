@@ -121,9 +121,13 @@ pub(super) fn differences(sides: [&Side<'_>; 2], environment: &Environment) -> V
     let attributes: BTreeSet<String> = before.union(&after).map(|d| format!("`{}`", d.attribute)).collect();
     let attributes = attributes.into_iter().collect::<Vec<_>>().join(", ");
     if before != after {
-        found.push(format!("{words} is denied where it leaves out {attributes} and a forbid reads it: other forbids do"));
+        found.push(format!(
+            "{words} is denied where it leaves out {attributes} and a forbid reads it: other forbids do"
+        ));
     } else if !before.is_empty() && old.entities != new.entities {
-        found.push(format!("{words} must bring {attributes} of what the package does not list, and the two list otherwise"));
+        found.push(format!(
+            "{words} must bring {attributes} of what the package does not list, and the two list otherwise"
+        ));
     }
     found
 }

@@ -161,10 +161,7 @@ fn another_schema_of_the_types_of_a_call_is_not_called_equivalent() {
     }
     // A call that is newly let through is shown whatever else is unknown.
     let wider = READS_DOCS.replace(';', " when { principal.trust >= 3 };");
-    let proof = compared(
-        docs("title: String", &[], &wider),
-        docs("title?: String", &[], READS_DOCS),
-    );
+    let proof = compared(docs("title: String", &[], &wider), docs("title?: String", &[], READS_DOCS));
     assert_ne!(proof.alone, Equivalent, "{proof:?}");
     assert_ne!(proof.alone, Restricts, "{proof:?}");
     // Types that no call of this kind names don't matter to it.
@@ -190,7 +187,8 @@ const VALUES: [&str; 3] = ["dev", "test", "prod"];
 
 impl Random {
     fn spec(&self) -> PolicyPackageSpec {
-        let mut values: Vec<&str> = VALUES.into_iter().zip(self.values).filter(|(_, there)| *there).map(|(v, _)| v).collect();
+        let mut values: Vec<&str> =
+            VALUES.into_iter().zip(self.values).filter(|(_, there)| *there).map(|(v, _)| v).collect();
         if values.is_empty() {
             values.push("dev");
         }
@@ -300,7 +298,10 @@ fn no_verdict_over_values_and_attributes_is_contradicted_by_the_gates() {
                         Restricts => passes(after) && !passes(before),
                         Expands | Incomparable | Unknown => false,
                     };
-                    prop_assert!(!contradicted, "{verdict:?} lifted={lifted}: {query:?} {before:?} {after:?}\n{proof:?}");
+                    prop_assert!(
+                        !contradicted,
+                        "{verdict:?} lifted={lifted}: {query:?} {before:?} {after:?}\n{proof:?}"
+                    );
                 }
             }
         }

@@ -80,6 +80,9 @@ pub struct Proof {
     pub invariants: Vec<InvariantProof>,
     /// Why something is unknown.
     pub unknown_because: Vec<String>,
+    /// Whether something is unknown for lack of time, memory or a solver: another try may know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gave_up: bool,
     /// What differs and is not part of the question.
     pub notes: Vec<String>,
     /// Time in the solver, milliseconds.
@@ -181,10 +184,16 @@ impl Proof {
                 })
                 .collect(),
             unknown_because: vec![because],
+            gave_up: false,
             notes: Vec::new(),
             solver_millis: 0,
             queries: 0,
         }
+    }
+
+    /// The same, for lack of time, memory or a solver.
+    fn given_up(input: &Input, because: impl Into<String>) -> Self {
+        Self { gave_up: true, ..Self::unknown(input, because) }
     }
 
     /// Whether it shows that somebody may do more, alone or with a human.

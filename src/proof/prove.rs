@@ -235,6 +235,7 @@ impl<'a> Prover<'a> {
         proof.can_err.dedup();
         proof.solver_millis = u64::try_from(session.spent.as_millis()).unwrap_or(u64::MAX);
         proof.queries = session.queries;
+        proof.gave_up = session.gave_up;
         proof
     }
 
