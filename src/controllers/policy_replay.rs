@@ -16,9 +16,9 @@ use crate::api::{
     set_condition,
 };
 use crate::lifecycle::rollout::clip;
-use crate::replay::{Asked, MAX_OPEN_RUNS, Report};
+use crate::replay::{Asked, Report};
 use crate::source::kubernetes::{Guarded, call};
-use crate::store::ReplayRun;
+use crate::store::{MAX_OPEN_RUNS, ReplayRun};
 
 /// What the controller is given.
 pub type Object = Guarded<PolicyReplay>;
@@ -107,17 +107,15 @@ async fn begin(
     key: String,
     now: Timestamp,
 ) -> Result<Result<ReplayRun, Waits>, ReconcileError> {
-    let open = ctx.replays.open_runs().await?;
-    if open.iter().filter(|run| run.tenant_uid == uid).count() >= MAX_OPEN_RUNS {
-        return Ok(Err(("TooManyRuns", format!("{MAX_OPEN_RUNS} replays of this namespace wait or are under way"))));
-    }
     let find = |selector: &_| ctx.past.digest_of(namespace, selector);
     let spec = match Asked::from(&replay.spec).fixed(namespace, &ctx.snapshot.load(), now, find) {
         Ok(spec) => spec,
         Err(error) => return Ok(Err(("CannotBegin", format!("spec.{error}")))),
     };
     let run = ReplayRun::queued(uuid::Uuid::now_v7().to_string(), namespace, uid, key, spec, now);
-    ctx.replays.add_run(&run).await?;
+    if !ctx.replays.add_run(&run).await? {
+        return Ok(Err(("TooManyRuns", format!("{MAX_OPEN_RUNS} replays of this namespace wait or are under way"))));
+    }
     Ok(Ok(run))
 }
 

@@ -18,8 +18,8 @@ use super::authn::Audience;
 use super::caller::{authenticate, may, named};
 use super::error::HttpError;
 use super::{AppState, Server, body};
-use crate::replay::{self, Asked, MAX_OPEN_RUNS, Report};
-use crate::store::{ReplayRun, StoreError};
+use crate::replay::{self, Asked, Report};
+use crate::store::{MAX_OPEN_RUNS, ReplayRun, StoreError};
 
 const WRONG: &str = "invalid_request";
 /// Largest body, bytes.
@@ -44,12 +44,6 @@ pub async fn begin(State(state): State<AppState>, request: Request) -> Result<Re
         HttpError::field(WRONG, if field == "." { "body".to_owned() } else { field }, error.inner())
     })?;
     let uid = known(&state, &tenant)?;
-    let open = state.replays.open_runs().await.map_err(failed)?;
-    if open.iter().filter(|run| run.tenant_uid == uid).count() >= MAX_OPEN_RUNS {
-        let message = format!("{MAX_OPEN_RUNS} replays of {tenant:?} wait or are under way: wait for one of them.");
-        let error = HttpError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_runs", message);
-        return Err(HttpError { retry_after: Some(10), ..error });
-    }
     let (snapshot, now) = (state.snapshot.load_full(), state.clock.now());
     let (past, of) = (state.past.clone(), tenant.clone());
     // A folder is read to find its packages.
@@ -59,11 +53,16 @@ pub async fn begin(State(state): State<AppState>, request: Request) -> Result<Re
     let spec = spec.map_err(|error| HttpError::field(WRONG, error.field, error.why))?;
     let id = Uuid::now_v7().to_string();
     let run = ReplayRun::queued(id.clone(), &tenant, &uid, format!("http:{id}"), spec, now);
-    state.replays.add_run(&run).await.map_err(|error| match error {
+    let added = state.replays.add_run(&run).await.map_err(|error| match error {
         // Issued a moment ago: nobody else's mistake.
         StoreError::Invalid { .. } => HttpError::internal(),
         other => failed(other),
     })?;
+    if !added {
+        let message = format!("{MAX_OPEN_RUNS} replays of {tenant:?} wait or are under way: wait for one of them.");
+        let error = HttpError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_runs", message);
+        return Err(HttpError { retry_after: Some(10), ..error });
+    }
     tracing::info!(run = id, tenant, by = caller.identity.username, "a replay was asked for");
     let mut response = (StatusCode::ACCEPTED, Json(shown(&run))).into_response();
     if let Ok(place) = HeaderValue::from_str(&place(&run)) {
