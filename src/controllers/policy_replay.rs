@@ -31,8 +31,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const PROGRESS_EVERY: SignedDuration = SignedDuration::from_secs(10);
 /// When what can't begin is tried again: a package may be applied after its replay.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Differences that are named in status.
-const WORST: usize = 10;
 
 pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
     let Ok(replay) = &object.0 else { return Ok(super::unreadable(&object)) };
@@ -164,8 +162,8 @@ fn next_status(replay: &PolicyReplay, run: Result<&ReplayRun, &Waits>, now: Time
             status.result_fingerprint.clone_from(&run.result_fingerprint);
             status.progress = progress(old.progress, old.state, run, now);
             if let Some(report) = run.report.as_deref().and_then(|text| serde_json::from_str::<Report>(text).ok()) {
-                status.invariants_failed = report.invariants_failed();
-                status.worst = report.sentences(WORST);
+                // Whoever may read the object need not be one who may read decisions: what names one is in the report alone.
+                status.invariants_failed = report.invariants_that_fail();
                 status.verdict = Some(report.verdict);
                 status.counts = Some(report.counts);
             }
