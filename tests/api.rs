@@ -496,6 +496,30 @@ fn explain_and_columns_read_well() {
     kube.must(&["delete", "policysigner", &signer], "");
 }
 
+/// The attack: an ordinary administrator of a tenant, who may read no decisions, has them replayed under policies of their own making.
+#[test]
+fn replay_without_the_right_to_read_decisions() {
+    let kube = Kube::shared();
+    let space = Space::new(&kube, "replays");
+    let replay = |name: &str| object("PolicyReplay", name, &json!({"candidate": {}}));
+    let author = ["create", "-f", "-", "--as", "author"];
+    space.refused(&author, &replay("mine"), &["remit-replays", "needs verb get on decisions.remit.dev"]);
+    // Where else the right is held it does not count.
+    let elsewhere = Space::new(&kube, "replays-elsewhere");
+    for (space, user) in [(&elsewhere, "author"), (&space, "auditor")] {
+        let rules = json!([{"apiGroups": ["remit.dev"], "resources": ["decisions"], "verbs": ["get"]}]);
+        let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "auditor"}, "rules": rules});
+        space.must(&["apply", "-f", "-"], &role.to_string());
+        space.bind("auditor", user);
+    }
+    space.refused(&author, &replay("mine"), &["remit-replays"]);
+    space.bind("auditor", "author");
+    support::eventually_blocking("the author's own right counts", || {
+        let said = space.kube.run(&space.args(&author), &replay("mine"));
+        if said.ok { Ok(()) } else { Err(said.err) }
+    });
+}
+
 #[test]
 fn forged_status_without_verb() {
     let kube = Kube::shared();

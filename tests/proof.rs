@@ -87,13 +87,16 @@ fn what_is_not_proved_fails_only_where_a_proof_is_required() {
     assert!(code == Some(1) && text.contains("Debian: package cvc5"), "{text}");
     // A solver that never answers is ended within the time, and nothing is left behind.
     let dir = tempfile::tempdir().unwrap();
-    let (pid, solver) = (dir.path().join("pid"), dir.path().join("solver.sh"));
-    std::fs::write(&solver, format!("#!/bin/sh\necho $$ > {}\nexec /bin/sleep 1000\n", pid.display())).unwrap();
+    let (pid, nice, solver) = (dir.path().join("pid"), dir.path().join("nice"), dir.path().join("solver.sh"));
+    let script =
+        format!("#!/bin/sh\necho $$ > {}\n/usr/bin/nice > {}\nexec /bin/sleep 1000\n", pid.display(), nice.display());
+    std::fs::write(&solver, script).unwrap();
     std::fs::set_permissions(&solver, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let (code, text) = prove(old.path(), new.path(), &["--solver", solver.to_str().unwrap(), "--timeout", "2"]);
     assert!(code == Some(0) && text.contains("alone: unknown"), "{text}");
     let pid = std::fs::read_to_string(&pid).unwrap();
     assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists(), "it still runs");
+    assert_eq!(std::fs::read_to_string(&nice).unwrap().trim(), "15", "checks come first");
 }
 
 #[test]

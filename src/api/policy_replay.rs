@@ -249,14 +249,10 @@ pub struct PolicyReplayStatus {
     /// What was counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts: Option<ReplayCounts>,
-    /// Invariants that do not hold, each with its counter-example, in sentences.
+    /// Invariants that do not hold, by name. The counter-examples are in the report, for whoever may read decisions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub invariants_failed: Vec<String>,
-    /// The worst differences in sentences, the worst first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
-    pub worst: Vec<String>,
     /// `pass`, `fail` or `inconclusive`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<ReplayVerdict>,

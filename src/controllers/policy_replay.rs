@@ -16,9 +16,9 @@ use crate::api::{
     set_condition,
 };
 use crate::lifecycle::rollout::clip;
-use crate::replay::{Asked, MAX_OPEN_RUNS, Report};
+use crate::replay::{Asked, Report};
 use crate::source::kubernetes::{Guarded, call};
-use crate::store::ReplayRun;
+use crate::store::{MAX_OPEN_RUNS, ReplayRun};
 
 /// What the controller is given.
 pub type Object = Guarded<PolicyReplay>;
@@ -31,8 +31,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const PROGRESS_EVERY: SignedDuration = SignedDuration::from_secs(10);
 /// When what can't begin is tried again: a package may be applied after its replay.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Differences that are named in status.
-const WORST: usize = 10;
 
 pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
     let Ok(replay) = &object.0 else { return Ok(super::unreadable(&object)) };
@@ -107,17 +105,15 @@ async fn begin(
     key: String,
     now: Timestamp,
 ) -> Result<Result<ReplayRun, Waits>, ReconcileError> {
-    let open = ctx.replays.open_runs().await?;
-    if open.iter().filter(|run| run.tenant_uid == uid).count() >= MAX_OPEN_RUNS {
-        return Ok(Err(("TooManyRuns", format!("{MAX_OPEN_RUNS} replays of this namespace wait or are under way"))));
-    }
     let find = |selector: &_| ctx.past.digest_of(namespace, selector);
     let spec = match Asked::from(&replay.spec).fixed(namespace, &ctx.snapshot.load(), now, find) {
         Ok(spec) => spec,
         Err(error) => return Ok(Err(("CannotBegin", format!("spec.{error}")))),
     };
     let run = ReplayRun::queued(uuid::Uuid::now_v7().to_string(), namespace, uid, key, spec, now);
-    ctx.replays.add_run(&run).await?;
+    if !ctx.replays.add_run(&run).await? {
+        return Ok(Err(("TooManyRuns", format!("{MAX_OPEN_RUNS} replays of this namespace wait or are under way"))));
+    }
     Ok(Ok(run))
 }
 
@@ -166,8 +162,8 @@ fn next_status(replay: &PolicyReplay, run: Result<&ReplayRun, &Waits>, now: Time
             status.result_fingerprint.clone_from(&run.result_fingerprint);
             status.progress = progress(old.progress, old.state, run, now);
             if let Some(report) = run.report.as_deref().and_then(|text| serde_json::from_str::<Report>(text).ok()) {
-                status.invariants_failed = report.invariants_failed();
-                status.worst = report.sentences(WORST);
+                // Whoever may read the object need not be one who may read decisions: what names one is in the report alone.
+                status.invariants_failed = report.invariants_that_fail();
                 status.verdict = Some(report.verdict);
                 status.counts = Some(report.counts);
             }

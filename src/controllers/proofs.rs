@@ -1,13 +1,14 @@
 //! Proofs in the background, one at a time, for rollouts: the second half of `preflight`.
 //!
 //! The leader's work, in a process of its own, so that no proof is in the way of a check. What was found is remembered by the question
-//! and the declared invariants; a new leader proves anew. A package that can't be found is no proof, and is looked for again.
+//! and the declared invariants; a new leader proves anew. A package that can't be found is no proof, and is looked for again; what is
+//! unknown only because time or memory ran out is proved again after a while, and stands until then.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::api::{Invariant, PolicyPackageSpec, RevisionStatus};
 use crate::lifecycle::evidence::{Progress, ProofSummary, Question};
@@ -19,6 +20,8 @@ use crate::source::kubernetes::Objects;
 
 /// Proofs that are remembered.
 const MAX_KEPT: usize = 256;
+/// For how long one that was given up is: the machine may have been busy.
+const GAVE_UP: Duration = Duration::from_secs(600);
 
 /// Where the texts of packages are, and what a tenant has declared.
 pub trait Texts: Send + Sync {
@@ -75,12 +78,19 @@ impl Proves for Prover {
 /// What a proof is about.
 type Key = (Question, Vec<Invariant>);
 
+/// A proof that was made.
+struct Made {
+    of: Key,
+    at: Instant,
+    result: Result<Arc<Proof>, String>,
+}
+
 #[derive(Default)]
 struct State {
     /// Under way.
     current: Option<Key>,
     /// The newest last.
-    done: VecDeque<(Key, Result<Arc<Proof>, String>)>,
+    done: VecDeque<Made>,
 }
 
 /// Proofs in the background.
@@ -121,23 +131,34 @@ impl Proofs {
 
     /// The same, whole.
     pub fn poll(&self, question: &Question) -> Progress<Arc<Proof>> {
+        self.poll_at(question, Instant::now())
+    }
+
+    fn poll_at(&self, question: &Question, now: Instant) -> Progress<Arc<Proof>> {
         let key = (question.clone(), self.texts.invariants(&question.tenant));
-        let waiting = Progress::Running { done: 0, total: 1 };
+        // What is known until the next one is made.
+        let mut known = Progress::Running { done: 0, total: 1 };
         {
             let mut state = self.state();
-            if let Some(at) = state.done.iter().position(|(k, _)| *k == key) {
-                return match &state.done[at].1 {
-                    Ok(proof) => Progress::Done(proof.clone()),
+            if let Some(at) = state.done.iter().position(|made| made.of == key) {
+                match &state.done[at] {
+                    Made { result: Ok(proof), at, .. } => {
+                        known = Progress::Done(proof.clone());
+                        if !proof.gave_up || now.saturating_duration_since(*at) < GAVE_UP {
+                            return known;
+                        }
+                    }
                     // Tried again when it is asked for again.
-                    Err(_) => match state.done.remove(at) {
-                        Some((_, Err(why))) => Progress::Failed(why),
-                        _ => waiting,
-                    },
-                };
+                    Made { result: Err(why), .. } => {
+                        let failed = Progress::Failed(why.clone());
+                        state.done.remove(at);
+                        return failed;
+                    }
+                }
             }
             // One at a time; whoever waits asks again.
             if state.current.is_some() {
-                return waiting;
+                return known;
             }
             state.current = Some(key.clone());
         }
@@ -148,7 +169,7 @@ impl Proofs {
                     let result = this.prover.proof(input).await.map(Arc::new);
                     running.finish(result);
                 });
-                waiting
+                known
             }
             Err(why) => {
                 self.state().current = None;
@@ -192,10 +213,11 @@ impl Running {
         let Some(key) = self.key.take() else { return };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.current = None;
+        state.done.retain(|made| made.of != key);
         if state.done.len() >= MAX_KEPT {
             state.done.pop_front();
         }
-        state.done.push_back((key, result));
+        state.done.push_back(Made { of: key, at: Instant::now(), result });
     }
 }
 

@@ -41,6 +41,7 @@ impl Proves for Gated {
         Box::pin(async move {
             self.gate.acquire().await.unwrap().forget();
             match input.candidate.package.as_str() {
+                "slow" => Ok(Proof { gave_up: true, ..Proof::unknown(&input, "the time for the proof is used up") }),
                 "broken" => Err("candidate: it does not compile".into()),
                 _ => Ok(Proof::unknown(&input, "the test says so")),
             }
@@ -64,7 +65,7 @@ fn question(candidate: &str) -> Question {
 
 fn proofs() -> (Proofs, Arc<Fixed>, Arc<Gated>) {
     let texts = Arc::new(Fixed::default());
-    texts.packages.lock().unwrap().extend([named("old"), named("new"), named("other"), named("broken")]);
+    texts.packages.lock().unwrap().extend([named("old"), named("new"), named("other"), named("slow"), named("broken")]);
     let prover = Arc::new(Gated { gate: Semaphore::new(0), started: AtomicU32::new(0) });
     (Proofs::new(texts.clone(), prover.clone()), texts, prover)
 }
@@ -133,4 +134,25 @@ async fn a_proof_that_is_given_up_gives_its_place_free() {
     prover.gate.add_permits(1);
     assert!(matches!(done(&proofs, &question("other")).await, Progress::Done(_)));
     assert!(matches!(proofs.prove(&question("new")), Progress::Failed(why) if why == "gone"));
+}
+
+/// A machine that was busy for a minute does not keep a rollout from its proof for as long as the leader lives.
+#[tokio::test]
+async fn what_was_given_up_for_lack_of_time_is_proved_again() {
+    let (proofs, _, prover) = proofs();
+    prover.gate.add_permits(100);
+    for (tried, candidate) in ["new", "slow"].into_iter().enumerate() {
+        assert!(matches!(done(&proofs, &question(candidate)).await, Progress::Done(_)));
+        assert_eq!(prover.started.load(Ordering::SeqCst), 1 + tried as u32);
+    }
+    let (soon, later) = (Instant::now() + GAVE_UP / 2, Instant::now() + GAVE_UP * 2);
+    assert!(matches!(proofs.poll_at(&question("slow"), soon), Progress::Done(_)));
+    assert!(matches!(proofs.poll_at(&question("new"), later), Progress::Done(_)));
+    tokio::task::yield_now().await;
+    assert_eq!(prover.started.load(Ordering::SeqCst), 2, "what is unknown for another reason stays so");
+    assert!(matches!(proofs.poll_at(&question("slow"), later), Progress::Done(_)), "the old one stands meanwhile");
+    while prover.started.load(Ordering::SeqCst) < 3 || proofs.state().current.is_some() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(proofs.state().done.len(), 2, "the new one has taken its place");
 }

@@ -3,6 +3,8 @@
 //! Live checks come first: one thread of low priority, and after each page a pause as long as the page took. Where a run stands is in the
 //! store, so that a restart or another leader goes on; two at once come to the same result, and what has finished stays.
 
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -18,12 +20,14 @@ use crate::policy::{CompiledPackage, Side, base_platform, sha256_text};
 use crate::replay::{EffectiveSet, Recorded, Replay, Report, Tally, Task};
 use crate::source::kubernetes::Objects;
 use crate::source::past::PastPackages;
-use crate::store::{ReplayRun, Replays, RunSpec, RunStep, StoreError};
+use crate::store::{OF_ROLLOUT, ReplayRun, Replays, RunSpec, RunStep, SUPERSEDED, StoreError};
 
 /// Records of one page.
 const PAGE: u32 = 1000;
-/// For how long one run goes on before the next has its turn.
+/// For how long one run goes on before the next namespace has its turn.
 const TURN: Duration = Duration::from_secs(5);
+/// For how long the thread evaluates before it pauses, however large the packages are.
+const SLICE: Duration = Duration::from_secs(1);
 /// How often progress is kept.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 /// How often the runner looks for new runs by itself.
@@ -62,6 +66,35 @@ enum RunError {
     /// The process stops, or this process leads no more.
     #[error("stopped")]
     Stopped,
+}
+
+/// Whose turn it is: one namespace after the other, however many runs each has, and within a namespace one run after the other.
+#[derive(Default)]
+struct Turns {
+    /// The namespace that was served last.
+    tenant: String,
+    /// The run of each that was served last.
+    runs: HashMap<String, String>,
+}
+
+impl Turns {
+    fn next(&mut self, open: Vec<ReplayRun>) -> Option<ReplayRun> {
+        let mut tenants: BTreeMap<String, Vec<ReplayRun>> = BTreeMap::new();
+        for run in open {
+            tenants.entry(run.tenant_uid.clone()).or_default().push(run);
+        }
+        self.runs.retain(|tenant, _| tenants.contains_key(tenant));
+        let after = (Bound::Excluded(self.tenant.clone()), Bound::Unbounded);
+        let tenant = tenants.range(after).next().or_else(|| tenants.iter().next())?.0.clone();
+        let mut runs = tenants.remove(&tenant)?;
+        runs.sort_by(|a, b| a.id.cmp(&b.id));
+        let served = self.runs.get(&tenant);
+        let next = served.and_then(|served| runs.iter().position(|run| run.id > *served)).unwrap_or(0);
+        let run = runs.swap_remove(next);
+        self.runs.insert(tenant.clone(), run.id.clone());
+        self.tenant = tenant;
+        Some(run)
+    }
 }
 
 /// Carries out runs.
@@ -122,6 +155,7 @@ impl ReplayRunner {
             Some(run) if under_way => Ok(Progress::Running { done: run.done, total: run.total }),
             Some(run)
                 if run.state == ReplayState::Failed
+                    && run.error.as_deref() != Some(SUPERSEDED)
                     && run.finished.is_some_and(|at| now.duration_since(at) < RETRY_FAILED) =>
             {
                 Ok(Progress::Failed(run.error.unwrap_or_default()))
@@ -155,7 +189,12 @@ impl ReplayRunner {
             invariants: wanted.invariants.clone(),
         };
         let id = uuid::Uuid::now_v7().to_string();
-        self.store.add_run(&ReplayRun::queued(id, &question.tenant, &question.tenant_uid, key, spec, now)).await?;
+        // What the rollout asked before is nobody's question any more.
+        self.store.supersede_runs(&question.tenant_uid, &key, now).await?;
+        let run = ReplayRun::queued(id, &question.tenant, &question.tenant_uid, key, spec, now);
+        if !self.store.add_run(&run).await? {
+            tracing::debug!(tenant = question.tenant, "the replay of a rollout waits: too many are open");
+        }
         self.wake.notify_one();
         Ok(())
     }
@@ -169,18 +208,15 @@ impl ReplayRunner {
                 return;
             }
         };
-        let mut served = String::new();
+        let mut turns = Turns::default();
         let mut forgotten: Option<Instant> = None;
         while !*stop.borrow() {
             if forgotten.is_none_or(|at| at.elapsed() > FORGET_EVERY) {
                 forgotten = Some(Instant::now());
                 self.forget().await;
             }
-            let wait = match self.next(&served).await {
-                Ok(Some(run)) => {
-                    served.clone_from(&run.id);
-                    self.turn(&worker, &run, &stop).await
-                }
+            let wait = match self.next(&mut turns).await {
+                Ok(Some(run)) => self.turn(&worker, &run, &stop).await,
                 Ok(None) => Some(LOOK_EVERY),
                 Err(error) => {
                     tracing::warn!(%error, "the runs of replays can't be read; it is tried again");
@@ -205,14 +241,13 @@ impl ReplayRunner {
         }
     }
 
-    /// The next open run after the one that was served last, so that each has its turn.
-    async fn next(&self, served: &str) -> Result<Option<ReplayRun>, StoreError> {
+    /// The next open run of the namespace whose turn it is.
+    async fn next(&self, turns: &mut Turns) -> Result<Option<ReplayRun>, StoreError> {
         let mut open = self.store.open_runs().await?;
         // What is still to be recorded before a run's end must be there when it begins.
         let now = Timestamp::now();
         open.retain(|run| run.spec.selection.until.as_ref().is_none_or(|until| until.0 <= now));
-        let next = open.iter().position(|r| r.id == served).map_or(0, |n| (n + 1) % open.len());
-        Ok(if open.is_empty() { None } else { Some(open.swap_remove(next)) })
+        Ok(turns.next(open))
     }
 
     /// One turn of a run; how long to wait before the next.
@@ -247,36 +282,48 @@ impl ReplayRunner {
         let selected = self.store.selected(&run.tenant, &run.spec.selection).await?;
         self.step(run, RunStep::Begun { total: selected.total, at: Timestamp::now() }).await?;
         let mut after = tally.last.clone().or(selected.after);
-        let (begun, mut kept) = (Instant::now(), Instant::now());
+        let mut turn = OneTurn { begun: Instant::now(), kept: Instant::now() };
         loop {
             let rows = self.store.replay_page(&run.tenant, &run.spec.selection, after.as_ref(), PAGE).await?;
-            let Some(last) = rows.last() else { break };
-            after = Some(last.place.clone());
-            let records: Vec<Recorded> = rows.into_iter().map(Recorded::from).collect();
-            let (page, at) = (replay.clone(), Instant::now());
+            if rows.is_empty() {
+                break;
+            }
+            let records: Arc<[Recorded]> = rows.into_iter().map(Recorded::from).collect();
+            let mut looked_at = 0;
+            while looked_at < records.len() {
+                let (page, part, at) = (replay.clone(), records.clone(), Instant::now());
+                let done = worker.run(move || {
+                    let part = &part[looked_at..];
+                    let looked_at = looked_at + page.some(&mut tally, part, &|| at.elapsed() >= SLICE);
+                    (tally, looked_at)
+                });
+                (tally, looked_at) = done.await.ok_or_else(panicked)?;
+                fault::point("replay.page_done");
+                if self.pause(run, &tally, &mut turn, at, stop).await? {
+                    return Ok(());
+                }
+            }
+            after = tally.last.clone();
+        }
+        // What invariants say of the packages themselves, part by part as well.
+        loop {
+            let (made_up, at) = (replay.clone(), Instant::now());
             let done = worker.run(move || {
-                page.page(&mut tally, &records, 1);
-                tally
+                let all = made_up.make_up(&mut tally, &|| at.elapsed() >= SLICE);
+                (tally, all)
             });
-            tally = done.await.ok_or_else(|| RunError::Never("its evaluation panicked: see the log".to_owned()))?;
-            fault::point("replay.page_done");
-            tokio::time::sleep(at.elapsed().min(LONGEST_PAUSE)).await;
-            let over = begun.elapsed() > TURN || *stop.borrow();
-            if over || kept.elapsed() > KEEP_EVERY {
-                kept = Instant::now();
-                let checkpoint = serde_json::to_string(&tally).map_err(|e| RunError::Never(e.to_string()))?;
-                self.step(run, RunStep::Progress { done: tally.done(), checkpoint }).await?;
+            let all;
+            (tally, all) = done.await.ok_or_else(panicked)?;
+            if all {
+                break;
             }
-            if *stop.borrow() {
-                return Err(RunError::Stopped);
-            }
-            if over {
+            if self.pause(run, &tally, &mut turn, at, stop).await? {
                 return Ok(());
             }
         }
         let done = tally.done();
         let report = worker.run(move || replay.finish(&tally)).await;
-        let report = report.ok_or_else(|| RunError::Never("its evaluation panicked: see the log".to_owned()))?;
+        let report = report.ok_or_else(panicked)?;
         let completed = RunStep::Completed {
             done,
             report: serde_json::to_string(&report).map_err(|e| RunError::Never(e.to_string()))?,
@@ -294,6 +341,26 @@ impl ReplayRunner {
             "a replay is completed"
         );
         Ok(())
+    }
+
+    /// After a part that began at this instant: as long a pause, and where the run stands is kept. True where its turn is over.
+    async fn pause(
+        &self,
+        run: &ReplayRun,
+        tally: &Tally,
+        turn: &mut OneTurn,
+        at: Instant,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<bool, RunError> {
+        tokio::time::sleep(at.elapsed().min(LONGEST_PAUSE)).await;
+        let stopped = *stop.borrow();
+        let over = turn.begun.elapsed() > TURN || stopped;
+        if over || turn.kept.elapsed() > KEEP_EVERY {
+            turn.kept = Instant::now();
+            let checkpoint = serde_json::to_string(tally).map_err(|e| RunError::Never(e.to_string()))?;
+            self.step(run, RunStep::Progress { done: tally.done(), checkpoint }).await?;
+        }
+        if stopped { Err(RunError::Stopped) } else { Ok(over) }
     }
 
     /// Keeps a step. Where the run has finished meanwhile, somebody else has done it.
@@ -338,7 +405,7 @@ impl ReplayRunner {
 /// Stands for the question and for what the rollout wants of its replay. The instants are not part of it.
 fn key_of(question: &Question, wanted: &RolloutReplay) -> String {
     let text = serde_json_canonicalizer::to_string(&(question, wanted)).unwrap_or_default();
-    format!("rollout:{}", sha256_text(text.as_bytes()))
+    format!("{OF_ROLLOUT}{}", sha256_text(text.as_bytes()))
 }
 
 /// The result of a completed run, if it is of exactly this question.
@@ -351,6 +418,17 @@ fn result(run: &ReplayRun, question: &Question) -> Option<ReplaySummary> {
         && report.baseline.platform == question.platform
         && report.candidate.platform == question.platform;
     same.then(|| report.summary(&run.id))
+}
+
+fn panicked() -> RunError {
+    RunError::Never("its evaluation panicked: see the log".to_owned())
+}
+
+/// One turn of a run.
+struct OneTurn {
+    begun: Instant,
+    /// When it was kept last where the run stands.
+    kept: Instant,
 }
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -3,6 +3,7 @@
 //! Deny if any side has a matching `forbid` that can't be lifted, or any evaluation error. A permit must come from the
 //! tenant, or from a platform policy marked `@grants_tenants`. With a delegator, all of this must hold with and without it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::approval::asked;
@@ -19,12 +20,8 @@ pub(super) fn gate(pass: &mut Pass<'_>) -> Result<(), Decision> {
     let (mut permits, mut asks) = (Vec::new(), Vec::new());
     each(pass, |package, query| {
         let found = evaluate(pass.platform, package, query, pass.input.pattern_budget)?;
-        for p in found.permits {
-            add(&mut permits, p);
-        }
-        for p in found.asks {
-            add(&mut asks, p);
-        }
+        add(&mut permits, found.permits);
+        add(&mut asks, found.asks);
         Ok(())
     })?;
     pass.permits = permits;
@@ -62,9 +59,7 @@ pub(super) fn platform(pass: &Pass<'_>, tools: &[Option<&Tool>]) -> Result<(), D
             affordable(pass.platform.iter().map(Arc::as_ref), &query, budget)?;
             let sides = platform_sides(pass.platform, &query);
             stopping(&sides)?;
-            for p in sides.into_iter().flat_map(|e| e.asks) {
-                add(&mut asks, p);
-            }
+            add(&mut asks, sides.into_iter().flat_map(|e| e.asks).collect());
         }
     }
     if asks.is_empty() { Ok(()) } else { Err(asked(asks)) }
@@ -134,8 +129,8 @@ pub(crate) fn weigh(
         }
         match evaluate(platform, package, query, MAX_PATTERN_COST) {
             Ok(found) => {
-                found.permits.into_iter().for_each(|p| add(&mut permits, p));
-                found.asks.into_iter().for_each(|p| add(&mut asks, p));
+                add(&mut permits, found.permits);
+                add(&mut asks, found.asks);
             }
             Err(decision) => return (decision.outcome, decision.policies),
         }
@@ -236,8 +231,35 @@ fn stopping(sides: &[Evaluation]) -> Result<(), Decision> {
     Ok(())
 }
 
-fn add(to: &mut Vec<Arc<PolicyRef>>, policy: Arc<PolicyRef>) {
-    if !to.iter().any(|p| p.id == policy.id) {
-        to.push(policy);
+/// Adds what is not there yet, in its order. A package may have ten thousand permits that match: not by comparing each with each.
+fn add(to: &mut Vec<Arc<PolicyRef>>, found: Vec<Arc<PolicyRef>>) {
+    if to.is_empty() && found.len() < 2 {
+        to.extend(found);
+        return;
+    }
+    let mut known: HashSet<&str> = to.iter().map(|p| p.id.as_str()).collect();
+    let new: Vec<bool> = found.iter().map(|p| known.insert(&p.id)).collect();
+    to.extend(found.into_iter().zip(new).filter_map(|(policy, new)| new.then_some(policy)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(n: usize) -> Arc<PolicyRef> {
+        Arc::new(serde_json::from_value(serde_json::json!({"id": format!("tenant/p/{n}"), "text_hash": ""})).unwrap())
+    }
+
+    #[test]
+    fn many_policies_are_each_named_once_in_their_order() {
+        let mut all = Vec::new();
+        add(&mut all, vec![policy(7)]);
+        add(&mut all, vec![policy(3), policy(7), policy(3), policy(5)]);
+        assert_eq!(all.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["tenant/p/7", "tenant/p/3", "tenant/p/5"]);
+        // Each compared with each these would take many minutes.
+        let many: Vec<_> = (0..300_000).map(policy).collect();
+        add(&mut all, many.clone());
+        add(&mut all, many);
+        assert_eq!(all.len(), 300_000);
     }
 }

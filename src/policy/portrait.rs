@@ -2,12 +2,12 @@
 //!
 //! Only reads. What a proof concludes from it is its own affair; nothing here decides anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cedar_policy_core::ast::{Effect, Entity, EntityType, EntityUID, Expr, PolicyID};
+use cedar_policy_core::ast::{ActionConstraint, Effect, Entity, EntityType, EntityUID, Expr, PolicyID};
 use cedar_policy_core::extensions::Extensions;
-use cedar_policy_core::validator::json_schema::{Fragment, NamespaceDefinition};
+use cedar_policy_core::validator::json_schema::{EntityTypeKind, Fragment, NamespaceDefinition};
 use cedar_policy_core::validator::{RawName, ValidatorSchema, ValidatorSchemaFragment};
 
 use super::compiled::{CompiledPackage, Mapped};
@@ -15,6 +15,7 @@ use super::query::{PolicyRef, Side};
 pub(crate) use super::schema::TENANT_ACTION;
 use super::schema::{CORE_ACTIONS, TYPES};
 use super::{scan, schema};
+use crate::api::AttributeSource;
 
 /// One policy.
 pub(crate) struct RulePortrait<'a> {
@@ -57,6 +58,18 @@ pub(crate) struct MappedPortrait {
     pub ty: EntityType,
     /// Ids of an enumerated type.
     pub choices: Option<Vec<String>>,
+    /// Every attribute of the schema, and from whom it may come with a call.
+    pub sources: BTreeMap<String, Option<AttributeSource>>,
+}
+
+/// An attribute that calls must bring: a forbid reads it, whatever that says.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Demanded {
+    pub attribute: String,
+    /// Of whose calls, as the forbid's scope names them.
+    principal: String,
+    /// On what.
+    resource: String,
 }
 
 impl CompiledPackage {
@@ -95,6 +108,28 @@ impl CompiledPackage {
             .collect()
     }
 
+    /// Which of these attributes forbids of an action read. The gates deny a call that could bring one and leaves it out, before it is
+    /// known whether the forbid matches.
+    pub(crate) fn demanded(&self, action: &ActionPortrait, names: &BTreeSet<&str>) -> BTreeSet<Demanded> {
+        let mut found = BTreeSet::new();
+        for rule in self.rules.iter().filter(|r| r.effect == Effect::Forbid) {
+            let Some(policy) = self.set.get(&rule.id) else { continue };
+            let is_of = |uid: &EntityUID| *uid == action.uid || action.ancestors.contains(uid);
+            let concerns = match policy.action_constraint() {
+                ActionConstraint::Any => true,
+                ActionConstraint::Eq(uid) => is_of(uid),
+                ActionConstraint::In(uids) => uids.iter().any(|uid| is_of(uid)),
+            };
+            let read = rule.reads.attributes.iter().filter(|a| concerns && names.contains(a.as_str()));
+            found.extend(read.map(|attribute| Demanded {
+                attribute: attribute.to_string(),
+                principal: policy.principal_constraint().as_expr().to_string(),
+                resource: policy.resource_constraint().as_expr().to_string(),
+            }));
+        }
+        found
+    }
+
     /// Mapped types of subjects, sorted.
     pub(crate) fn mapped_subjects(&self) -> Vec<MappedPortrait> {
         mapped(&self.subjects)
@@ -109,7 +144,12 @@ impl CompiledPackage {
 fn mapped(types: &std::collections::HashMap<String, Mapped>) -> Vec<MappedPortrait> {
     let mut all: Vec<_> = types
         .iter()
-        .map(|(name, m)| MappedPortrait { name: name.clone(), ty: m.ty.clone(), choices: m.choices.clone() })
+        .map(|(name, m)| MappedPortrait {
+            name: name.clone(),
+            ty: m.ty.clone(),
+            choices: m.choices.clone(),
+            sources: m.attributes.iter().map(|(name, (_, source))| (name.clone(), *source)).collect(),
+        })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     all
@@ -179,6 +219,14 @@ fn merge(into: &mut NamespaceDefinition<RawName>, from: NamespaceDefinition<RawN
         };
     }
     for (name, ty) in from.entity_types {
+        if let (Some(EntityTypeKind::Enum { choices: there }), EntityTypeKind::Enum { choices }) =
+            (into.entity_types.get_mut(&name).map(|ty| &mut ty.kind), &ty.kind)
+        {
+            // Which values a side takes is asked apart: here there are those of both.
+            let further: Vec<_> = choices.iter().filter(|c| !there.contains(c)).cloned().collect();
+            there.extend(further);
+            continue;
+        }
         match into.entity_types.get(&name) {
             Some(there) if *there != ty => return Err(differs(name.to_string())),
             _ => into.entity_types.insert(name, ty),
@@ -205,5 +253,8 @@ mod tests {
         assert!(joint.entity_type_names().any(|t| t.to_string() == "Folder"));
         let error = joint_schema([Some(a), Some("entity Doc { open: Long };")], &[]).unwrap_err();
         assert!(error.contains("`Doc`"), "{error}");
+        let (a, b) = ("entity Env enum [\"dev\"];", "entity Env enum [\"prod\", \"dev\"];");
+        assert!(joint_schema([Some(a), Some(b)], &[]).is_ok(), "the values of both");
+        assert!(joint_schema([Some(a), Some("entity Env;")], &[]).unwrap_err().contains("`Env`"));
     }
 }

@@ -204,7 +204,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// A name as it is, or in quotes where it is anything else.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
     if !text.is_empty() && text.len() <= MAX_QUOTED && text.chars().all(plain) {
         return text.to_owned();

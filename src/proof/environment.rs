@@ -74,6 +74,16 @@ impl Askable {
         }
     }
 
+    /// What the package says of who acts, where that is a type of its own.
+    pub fn mapped_subject(&self, environment: &Environment) -> Option<&MappedPortrait> {
+        self.subjects.iter().find(|m| m.ty == environment.principal && m.name == environment.subject_type)
+    }
+
+    /// The same of what is acted on.
+    pub fn mapped_resource(&self, environment: &Environment) -> Option<&MappedPortrait> {
+        self.resources.iter().find(|m| m.ty == environment.resource && m.name == environment.resource_type)
+    }
+
     /// Whether calls of this kind reach the package's policies.
     pub fn takes(&self, environment: &Environment) -> bool {
         self.actions.get(&environment.action).is_some_and(|action| {

@@ -10,7 +10,7 @@ use cedar_policy::{RequestEnv, Schema};
 use cedar_policy_core::ast::{self, Effect, EntityUID, Expr, ExprKind, Literal, Policy, PolicyID, PolicySet, Var};
 use cedar_policy_core::validator::typecheck::{PolicyCheck, Typechecker};
 use cedar_policy_core::validator::types::{RequestEnv as TypedEnv, Type};
-use cedar_policy_core::validator::{ValidationMode, ValidatorSchema};
+use cedar_policy_core::validator::{ValidationMode, ValidatorEntityTypeKind, ValidatorSchema};
 use cedar_policy_symcc::{CompiledPolicy, CompiledPolicySet};
 use smol_str::SmolStr;
 
@@ -198,7 +198,9 @@ impl Symbols {
         let exprs: Vec<Expr> =
             halves.iter().flat_map(|h| &h.rules).filter_map(|r| r.expr.as_ref().ok().cloned()).collect();
         let mentioned = Mentioned::of(&exprs);
-        let assumption = assumption(environment, &given, &mentioned);
+        let enumerated =
+            |ty: &_| schema.get_entity_type(ty).is_some_and(|t| matches!(t.kind, ValidatorEntityTypeKind::Enum(_)));
+        let assumption = assumption(environment, &given, &mentioned, enumerated);
         Ok(Self {
             request: RequestEnv::new(
                 environment.principal.clone().into(),
@@ -329,7 +331,12 @@ impl Mentioned {
 
 /// What Remit makes true of every call that gets to the policies. Each of these is enforced by a gate or by how facts are built; what is
 /// not certain is not here.
-fn assumption(environment: &Environment, given: &BTreeSet<SmolStr>, mentioned: &Mentioned) -> Expr {
+fn assumption(
+    environment: &Environment,
+    given: &BTreeSet<SmolStr>,
+    mentioned: &Mentioned,
+    enumerated: impl Fn(&ast::EntityType) -> bool,
+) -> Expr {
     let mut all = Vec::new();
     let mut bounded = |name: &'static str, low, high| {
         if given.contains(name) {
@@ -352,8 +359,11 @@ fn assumption(environment: &Environment, given: &BTreeSet<SmolStr>, mentioned: &
     }
     // Nobody and nothing has an empty name.
     let named = |var: Var, ty: &ast::EntityType| Expr::noteq(Expr::var(var), Expr::val(crate::policy::uid(ty, "")));
-    all.push(named(Var::Principal, &environment.principal));
-    if !environment.has_tool() {
+    // An enumerated type has its values and no others.
+    if !enumerated(&environment.principal) {
+        all.push(named(Var::Principal, &environment.principal));
+    }
+    if !environment.has_tool() && !enumerated(&environment.resource) {
         all.push(named(Var::Resource, &environment.resource));
     }
     if environment.has_agent() {

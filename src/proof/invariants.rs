@@ -124,7 +124,7 @@ async fn never(
     let tool = of.and_then(|i| i.tool.as_deref()).or(case.tools.first().map(String::as_str));
     let nothing = Half::default();
     for (attempt, given) in symbols.simpler_calls().into_iter().enumerate() {
-        let given: Vec<Expr> = given.into_iter().chain(selectors.iter().cloned()).collect();
+        let given: Vec<Expr> = given.into_iter().chain(selectors.iter().chain(&case.given).cloned()).collect();
         let sets = symbols
             .set(&case.candidate, lifted, &given)
             .and_then(|a| Ok((a, symbols.set(&nothing, lifted, &[])?)))

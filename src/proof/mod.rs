@@ -5,6 +5,7 @@
 //! solver does not see is put in or left open, and what is in doubt is `unknown`. No call is shown that Remit's own gates have not
 //! decided as it says.
 
+mod before;
 mod call;
 mod environment;
 mod half;
@@ -16,6 +17,8 @@ pub mod worker;
 
 #[cfg(test)]
 mod attacks;
+#[cfg(test)]
+mod before_tests;
 #[cfg(test)]
 mod random_tests;
 #[cfg(test)]
@@ -77,6 +80,9 @@ pub struct Proof {
     pub invariants: Vec<InvariantProof>,
     /// Why something is unknown.
     pub unknown_because: Vec<String>,
+    /// Whether something is unknown for lack of time, memory or a solver: another try may know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gave_up: bool,
     /// What differs and is not part of the question.
     pub notes: Vec<String>,
     /// Time in the solver, milliseconds.
@@ -94,6 +100,9 @@ pub struct EnvironmentProof {
     /// The tools that it is about, where it is about tools.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
+    /// What the candidate has more or less of, where that is another value of an enumerated type.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
     pub alone: ProofVerdict,
     pub with_approval: ProofVerdict,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -175,10 +184,16 @@ impl Proof {
                 })
                 .collect(),
             unknown_because: vec![because],
+            gave_up: false,
             notes: Vec::new(),
             solver_millis: 0,
             queries: 0,
         }
+    }
+
+    /// The same, for lack of time, memory or a solver.
+    fn given_up(input: &Input, because: impl Into<String>) -> Self {
+        Self { gave_up: true, ..Self::unknown(input, because) }
     }
 
     /// Whether it shows that somebody may do more, alone or with a human.

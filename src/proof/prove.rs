@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cedar_policy_core::ast::{Expr, ExprKind, Literal};
 use cedar_policy_core::validator::ValidatorSchema;
 
+use super::before::{self, ValueClass};
 use super::call::{self, Call};
 use super::environment::{Askable, Environment, ToolClass, environments, tool_classes};
 use super::half::{Half, Symbols, TypedRule, add_rules, typed_rules};
@@ -128,6 +129,10 @@ impl Findings {
 pub(super) struct Case {
     /// Tools that no policy tells apart; empty where no tool is acted on.
     pub tools: Vec<String>,
+    /// Which values of enumerated types the calls name, where the sides know others.
+    pub given: Vec<Expr>,
+    /// What the candidate has more or less of these.
+    pub values: Vec<String>,
     pub baseline: Half,
     pub candidate: Half,
     pub alone: Findings,
@@ -208,6 +213,7 @@ impl<'a> Prover<'a> {
                 proof.environments.push(EnvironmentProof {
                     environment: environment.words(),
                     tools: case.tools.clone(),
+                    values: case.values.clone(),
                     alone: case.alone.verdict(),
                     with_approval: case.lifted.verdict(),
                     unknown_because: case.because.clone(),
@@ -229,6 +235,7 @@ impl<'a> Prover<'a> {
         proof.can_err.dedup();
         proof.solver_millis = u64::try_from(session.spent.as_millis()).unwrap_or(u64::MAX);
         proof.queries = session.queries;
+        proof.gave_up = session.gave_up;
         proof
     }
 
@@ -292,21 +299,48 @@ impl<'a> Prover<'a> {
             self.add(&mut half, package, own, environment, facts.as_ref());
             half
         };
-        classes
-            .into_iter()
-            .map(|tools| {
-                let tool = tools.first().map(String::as_str);
-                let (baseline, candidate) = (half(0, tool), half(1, tool));
-                Case {
-                    baseline,
-                    candidate,
-                    tools,
+        // Too many to tell apart: the calls stay one class, and it is open.
+        let any = || vec![ValueClass { given: Vec::new(), taken: [true, true], words: Vec::new() }];
+        let values = before::value_classes([&self.sides[0], &self.sides[1]], environment).unwrap_or_else(|_| any());
+        let mut cases = Vec::with_capacity(classes.len() * values.len());
+        for tools in classes {
+            let tool = tools.first().map(String::as_str);
+            let halves = [half(0, tool), half(1, tool)];
+            for class in &values {
+                // What a side does not know it refuses before any policy is asked.
+                let of = |n: usize| if class.taken[n] { halves[n].clone() } else { Half::default() };
+                cases.push(Case {
+                    baseline: of(0),
+                    candidate: of(1),
+                    tools: tools.clone(),
+                    given: class.given.clone(),
+                    values: class.words.clone(),
                     alone: Findings::default(),
                     lifted: Findings::default(),
                     because: Vec::new(),
-                }
-            })
-            .collect()
+                });
+            }
+        }
+        cases
+    }
+
+    /// What differs before the policies, and can't be compared.
+    fn before(&self, environment: &Environment) -> Vec<String> {
+        let baseline = before::Side {
+            askable: &self.sides[0],
+            package: &self.baseline.compiled,
+            schema: &self.baseline.schema,
+            entities: self.input.baseline.entities.as_deref(),
+        };
+        let candidate = before::Side {
+            askable: &self.sides[1],
+            package: &self.candidate.compiled,
+            schema: &self.candidate.schema,
+            entities: self.input.candidate.entities.as_deref(),
+        };
+        let mut found = before::differences([&baseline, &candidate], environment);
+        found.extend(before::value_classes([&self.sides[0], &self.sides[1]], environment).err());
+        found
     }
 
     fn add(
@@ -387,8 +421,16 @@ impl<'a> Prover<'a> {
         session: &mut Session,
         proof: &mut Proof,
     ) {
-        let permits = case.baseline.permits() || case.candidate.permits();
-        if !permits || case.baseline.signature() == case.candidate.signature() {
+        if !case.baseline.permits() && !case.candidate.permits() {
+            return;
+        }
+        // A side without a permit lets nothing through, whatever else decides.
+        if case.baseline.permits() && case.candidate.permits() {
+            for why in self.before(environment) {
+                unknown(case, proof, why);
+            }
+        }
+        if case.baseline.signature() == case.candidate.signature() {
             return;
         }
         let symbols = match symbols {
@@ -469,6 +511,7 @@ impl<'a> Prover<'a> {
             passes(lets, lifted) && !passes(stops, lifted)
         };
         for (attempt, given) in symbols.simpler_calls().into_iter().enumerate() {
+            let given: Vec<Expr> = given.into_iter().chain(case.given.iter().cloned()).collect();
             let sets = symbols.set(lets, lifted, &given).and_then(|a| Ok((a, symbols.set(stops, lifted, &given)?)));
             let (lets, stops) = match sets {
                 Ok(sets) => sets,
@@ -523,6 +566,7 @@ impl<'a> Prover<'a> {
         let side = |outcome: Outcome, policies: &[String]| match outcome {
             Outcome::Allow => format!("allowed by {}", policies.join(", ")),
             Outcome::ApprovalRequired => format!("asked about by {}", policies.join(", ")),
+            Outcome::Refused => "refused".to_owned(),
             _ if policies.is_empty() => "denied, no policy permits it".to_owned(),
             _ => format!("denied by {}", policies.join(", ")),
         };
@@ -545,6 +589,9 @@ impl<'a> Prover<'a> {
                 2..=4 => sentence.push_str(&format!("; so are {}", case.tools[1..].join(", "))),
                 n => sentence.push_str(&format!("; so are {} and {} tools more", case.tools[1..4].join(", "), n - 4)),
             }
+        }
+        if !case.values.is_empty() {
+            sentence.push_str(&format!(" ({})", case.values.join(", ")));
         }
         CounterExample {
             expands,

@@ -195,12 +195,14 @@ pub(super) struct Session {
     running: Option<CedarSymCompiler<Cvc5>>,
     pub spent: Duration,
     pub queries: u64,
+    /// Whether a question has no answer because it had to end: with more time or memory it might have one.
+    pub gave_up: bool,
 }
 
 impl Session {
     pub fn new(program: PathBuf, limits: Limits) -> Self {
         let deadline = Instant::now() + limits.time;
-        Self { program, limits, deadline, running: None, spent: Duration::ZERO, queries: 0 }
+        Self { program, limits, deadline, running: None, spent: Duration::ZERO, queries: 0, gave_up: false }
     }
 
     /// Whether more than half of the time is left.
@@ -210,6 +212,12 @@ impl Session {
 
     /// Asks. Ok(None): proved.
     pub async fn ask(&mut self, ask: Ask<'_>) -> Result<Option<Env>, NoAnswer> {
+        let answer = self.put(ask).await;
+        self.gave_up |= matches!(&answer, Err(why) if !matches!(why, NoAnswer::NotPut(_)));
+        answer
+    }
+
+    async fn put(&mut self, ask: Ask<'_>) -> Result<Option<Env>, NoAnswer> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(NoAnswer::OutOfTime);

@@ -21,6 +21,8 @@ const MAX_INPUT: u64 = 256 * 1024 * 1024;
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 /// Address space of the worker itself, besides as much as the solver has: its stack alone reserves 256 MiB.
 const OWN_MEMORY: u64 = 768 << 20;
+/// Niceness of the worker and, as its child, the solver: checks come first.
+const NICE: i32 = 15;
 /// How long a worker may take beyond the time for the proof: to compile, and to write down what it found.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -65,7 +67,7 @@ impl Prover {
     pub async fn prove(&self, input: Input) -> Result<Proof, String> {
         let solver = match super::find(self.solver.as_deref()) {
             Ok(solver) => solver,
-            Err(why) => return Ok(Proof::unknown(&input, why.to_string())),
+            Err(why) => return Ok(Proof::given_up(&input, why.to_string())),
         };
         let job = Job {
             input,
@@ -87,7 +89,7 @@ impl Prover {
                 Ok(if same { *proof } else { asked })
             }
             Ok(Answer::Refused(why)) => Err(why),
-            Err(why) => Ok(Proof::unknown(&job.input, why)),
+            Err(why) => Ok(Proof::given_up(&job.input, why)),
         }
     }
 }
@@ -167,6 +169,8 @@ pub fn work() -> Result<(), String> {
     std::io::stdin().lock().take(MAX_INPUT).read_to_end(&mut text).map_err(|e| e.to_string())?;
     let job: Job = serde_json::from_slice(&text).map_err(|e| format!("standard input: {e}"))?;
     drop(text);
+    // Before any thread or child: they have it from here. Where it may not, the limits still hold.
+    let _ = rustix::process::setpriority_process(None, NICE);
     limit(job.memory.saturating_add(OWN_MEMORY), job.time_millis / 1000)?;
     let limits = Limits {
         time: Duration::from_millis(job.time_millis),

@@ -8,8 +8,6 @@ use crate::api::{Invariant, PackageSelector, PolicyReplaySpec, ReplaySelection};
 use crate::gate::Snapshot;
 use crate::store::RunSpec;
 
-/// Runs of one namespace that may wait or be under way.
-pub const MAX_OPEN_RUNS: usize = 16;
 /// Invariants of one run.
 const MAX_INVARIANTS: usize = 16;
 

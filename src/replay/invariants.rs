@@ -4,9 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Task;
 use super::event::{Both, shown, who};
+use super::probe::Probe;
 use super::tally::Tally;
-use super::{Task, probe};
 use crate::api::{BuiltIn, Expectation, Invariant, InvariantError, Meaning, Tier};
 use crate::gate::{DecisionRecord, Outcome};
 
@@ -85,20 +86,31 @@ impl Judge {
         broken
     }
 
+    /// All of them, in order.
+    pub fn invariants(&self) -> impl Iterator<Item = &Invariant> {
+        self.0.iter().map(|(invariant, _)| invariant)
+    }
+
+    /// Notes which invariants a made-up call breaks that no other has broken before.
+    pub fn made_up(&self, call: &Probe, broken: &mut [Option<String>]) {
+        for (n, ((invariant, meaning), broken)) in self.0.iter().zip(broken).enumerate() {
+            if broken.is_none()
+                && call.of.is_none_or(|of| of == n)
+                && concerns(invariant, *meaning, &call.call(), &call.both)
+                && !holds(*meaning, &call.both)
+            {
+                *broken = Some(call.words());
+            }
+        }
+    }
+
     /// All invariants, over what was replayed and over the package itself.
     pub fn results(&self, task: &Task, tally: &Tally) -> Vec<InvariantResult> {
-        let probes = if self.0.is_empty() { Vec::new() } else { probe::all(task, &self.0) };
-        let results = self.0.iter().enumerate().map(|(n, (invariant, meaning))| {
+        let mut made_up = tally.made_up.clone();
+        made_up.go_on(task, self, &|| false);
+        let results = self.0.iter().enumerate().map(|(n, (invariant, _))| {
             let (seen, decisions) = tally.violation(n);
-            let made_up = || {
-                let broken = probes.iter().find(|p| {
-                    p.of.is_none_or(|of| of == n)
-                        && concerns(invariant, *meaning, &p.call(), &p.both)
-                        && !holds(*meaning, &p.both)
-                });
-                broken.map(probe::Probe::words)
-            };
-            let counter_example = seen.map(str::to_owned).or_else(made_up);
+            let counter_example = seen.map(str::to_owned).or_else(|| made_up.broken.get(n).cloned().flatten());
             InvariantResult {
                 name: invariant.name.clone(),
                 holds: counter_example.is_none(),

@@ -17,7 +17,7 @@ mod world;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use asked::{Asked, AskedError, MAX_OPEN_RUNS, end_of_second};
+pub use asked::{Asked, AskedError, end_of_second};
 pub use event::{Event, SideOf, Unreplayable};
 pub use html::{CONTENT_SECURITY_POLICY, page as html};
 pub use invariants::InvariantResult;
@@ -205,6 +205,30 @@ impl Replay {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
+    }
+
+    /// Replays the next records until it is `enough`, and at least one; says how many of them. What comes of all of them does not depend
+    /// on where it stops.
+    pub fn some(&self, tally: &mut Tally, records: &[Recorded], enough: &dyn Fn() -> bool) -> usize {
+        let mut worlds = self.worlds[0].lock().unwrap_or_else(PoisonError::into_inner);
+        for (n, recorded) in records.iter().enumerate() {
+            if let Some(row) = event::row(&self.task, &self.judge, &mut worlds, recorded) {
+                tally.add(row);
+            }
+            // Also of one that is not of the selection: it is never looked at again.
+            tally.last = Some(recorded.place.clone());
+            if enough() {
+                return n + 1;
+            }
+        }
+        records.len()
+    }
+
+    /// Asks further made-up calls, once all records are replayed, until it is `enough`, and at least one; false while there are more.
+    /// [`Replay::finish`] asks those that are left.
+    pub fn make_up(&self, tally: &mut Tally, enough: &dyn Fn() -> bool) -> bool {
+        tally.made_up.go_on(&self.task, &self.judge, enough);
+        tally.made_up.done
     }
 
     fn rows(&self, thread: usize, records: &[Recorded]) -> Vec<Row> {

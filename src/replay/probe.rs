@@ -5,20 +5,21 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::event::{Answer, Both, shown};
-use super::invariants::Call;
+use super::invariants::{Call, Judge};
 use super::{EffectiveSet, Task};
-use crate::api::{DelegationMode, EffectiveProfile, Invariant, Meaning, SessionMode, Tier};
+use crate::api::{DelegationMode, EffectiveProfile, Invariant, SessionMode, Tier};
 use crate::gate::{
     ActionRef, AgentEntry, Caller, CheckInput, CheckRequest, EntityRef, MAX_PATTERN_COST, SessionState, Snapshot,
     Tenant, decide,
 };
 use crate::policy::{AgentFacts, CallerKind};
 
-/// Every trust that an agent can have.
-const TRUST: std::ops::RangeInclusive<i64> = 0..=4;
+/// Every trust that an agent can have: 0 to 4.
+const TRUSTS: usize = 5;
 /// A tool that no package lists: names hold no blanks.
 const UNLISTED: &str = "a tool/that nobody lists";
 /// Name of the agent where an invariant names none.
@@ -61,43 +62,101 @@ impl Probe {
     }
 }
 
-/// All made-up calls, in a fixed order.
-pub(super) fn all(task: &Task, invariants: &[(Invariant, Meaning)]) -> Vec<Probe> {
-    let mut tools: BTreeSet<String> = [&task.baseline, &task.candidate]
-        .into_iter()
-        .flat_map(|set| set.package.tools().map(|t| t.name.clone()))
-        .collect();
-    tools.insert(UNLISTED.to_owned());
-    let mut probes = Vec::new();
-    let mut ask = |of: Option<usize>, name: &str, team: Option<&String>| {
-        for trust in TRUST {
-            let agent = AgentFacts {
-                tenant: task.tenant.clone(),
-                name: name.to_owned(),
-                uid: String::new(),
-                type_: String::new(),
-                teams: team.into_iter().cloned().collect(),
-                trust,
-                suspended: false,
-                attributes: Default::default(),
+/// How far the made-up calls have come, and the first of them that breaks each invariant. All that is kept of them: they are made one
+/// after the other, and there may be hundreds of thousands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MadeUp {
+    /// Number of the next one; they have a fixed order.
+    next: usize,
+    /// Whether there is none left.
+    pub done: bool,
+    /// Of each invariant, in words.
+    pub broken: Vec<Option<String>>,
+}
+
+impl MadeUp {
+    /// Before the first.
+    pub fn new(invariants: usize) -> Self {
+        Self { next: 0, done: invariants == 0, broken: vec![None; invariants] }
+    }
+
+    /// Makes further ones up until none is left, or it is `enough`; at least one.
+    pub fn go_on(&mut self, task: &Task, judge: &Judge, enough: &dyn Fn() -> bool) {
+        if self.done {
+            return;
+        }
+        let groups = groups(judge.invariants());
+        let tools = tools(task);
+        let mut of_agent = None;
+        loop {
+            // Agent by agent, trust by trust, tool by tool.
+            let (agent, tool) = (self.next / tools.len(), &tools[self.next % tools.len()]);
+            let Some((of, facts)) = groups.get(agent / TRUSTS).map(|group| group.agent(task, agent % TRUSTS)) else {
+                self.done = true;
+                return;
             };
-            let worlds = [&task.baseline, &task.candidate].map(|set| world(task, &agent, set));
-            for tool in &tools {
-                let both = Both {
-                    baseline: answer(&worlds[0], &agent, tool, &task.baseline),
-                    candidate: answer(&worlds[1], &agent, tool, &task.candidate),
-                };
-                probes.push(Probe { of, agent: agent.clone(), tool: tool.clone(), both });
+            let worlds = match &of_agent {
+                Some((number, worlds)) if *number == agent => worlds,
+                _ => {
+                    let worlds = [&task.baseline, &task.candidate].map(|set| world(task, &facts, set));
+                    &of_agent.insert((agent, worlds)).1
+                }
+            };
+            let both = Both {
+                baseline: answer(&worlds[0], &facts, tool, &task.baseline),
+                candidate: answer(&worlds[1], &facts, tool, &task.candidate),
+            };
+            judge.made_up(&Probe { of, agent: facts, tool: tool.clone(), both }, &mut self.broken);
+            self.next += 1;
+            if enough() {
+                return;
             }
         }
-    };
-    ask(None, ANYBODY, None);
-    for (n, (invariant, _)) in invariants.iter().enumerate() {
+    }
+}
+
+/// Made-up agents that differ in their trust.
+struct Group<'a> {
+    of: Option<usize>,
+    name: &'a str,
+    team: Option<&'a String>,
+}
+
+impl Group<'_> {
+    fn agent(&self, task: &Task, trust: usize) -> (Option<usize>, AgentFacts) {
+        let facts = AgentFacts {
+            tenant: task.tenant.clone(),
+            name: self.name.to_owned(),
+            uid: String::new(),
+            type_: String::new(),
+            teams: self.team.into_iter().cloned().collect(),
+            trust: i64::try_from(trust).unwrap_or_default(),
+            suspended: false,
+            attributes: Default::default(),
+        };
+        (self.of, facts)
+    }
+}
+
+/// Anybody, and those that invariants name.
+fn groups<'a>(invariants: impl Iterator<Item = &'a Invariant>) -> Vec<Group<'a>> {
+    let mut groups = vec![Group { of: None, name: ANYBODY, team: None }];
+    for (n, invariant) in invariants.enumerate() {
         if invariant.agent.is_some() || invariant.team.is_some() {
-            ask(Some(n), invariant.agent.as_deref().unwrap_or(ANYBODY), invariant.team.as_ref());
+            let name = invariant.agent.as_deref().unwrap_or(ANYBODY);
+            groups.push(Group { of: Some(n), name, team: invariant.team.as_ref() });
         }
     }
-    probes
+    groups
+}
+
+/// Every tool of both packages, and one that neither lists; never none.
+fn tools(task: &Task) -> Vec<String> {
+    let listed = [&task.baseline, &task.candidate].into_iter().flat_map(|set| set.package.tools());
+    let mut tools: BTreeSet<String> = listed.map(|t| t.name.clone()).collect();
+    tools.insert(UNLISTED.to_owned());
+    tools.into_iter().collect()
 }
 
 fn world(task: &Task, agent: &AgentFacts, set: &EffectiveSet) -> Snapshot {

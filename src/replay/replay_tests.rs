@@ -399,7 +399,12 @@ proptest! {
             tenant_uid: Some("uid-acme".into()),
             baseline: base.clone(),
             candidate: other.clone(),
-            invariants: vec![Invariant::named("no_write_privilege_escalation")],
+            invariants: vec![
+                Invariant::named("no_write_privilege_escalation"),
+                serde_json::from_value(json!({"name": "j", "agent": "junior", "tier": "write", "expect": "neverAllow"})).unwrap(),
+                serde_json::from_value(json!({"name": "c", "team": "core", "tool": "git/log", "expect": "neverAllowAlone"})).unwrap(),
+                Invariant::named("unknown_tools_denied"),
+            ],
             selection: ReplaySelection { agents: vec!["coder".into(), "junior".into(), "deep-0".into()], ..Default::default() },
         };
         let whole = run_task(task(), &records, 1).unwrap();
@@ -418,6 +423,25 @@ proptest! {
                 prop_assert!(replay.goes_on(&tally));
             }
         }
+        prop_assert_eq!(&replay.finish(&tally), &whole);
+        // So does one that stops after every record and every made-up call, and goes on from what was kept.
+        let kept = |tally: &Tally| serde_json::from_str::<Tally>(&serde_json::to_string(tally).unwrap()).unwrap();
+        let (mut tally, mut rest) = (replay.begin(), records.as_slice());
+        while !rest.is_empty() {
+            let looked_at = replay.some(&mut tally, rest, &|| true);
+            prop_assert_eq!(looked_at, 1);
+            prop_assert_eq!(tally.last.as_ref(), Some(rest[0].place()), "also where it is not of the selection");
+            rest = &rest[looked_at..];
+            tally = kept(&tally);
+        }
+        let mut made_up = 0;
+        while !replay.make_up(&mut tally, &|| true) {
+            tally = kept(&tally);
+            prop_assert!(replay.goes_on(&tally));
+            made_up += 1;
+        }
+        // Anybody, junior and the team: of five trusts each, with the tools of both packages and one that is on neither list.
+        prop_assert_eq!(made_up, 3 * 5 * 5);
         prop_assert_eq!(&replay.finish(&tally), &whole);
         let elsewhere = Replay::new(Task { candidate: base.clone(), ..task() }).unwrap();
         prop_assert!(!elsewhere.goes_on(&tally), "what was found for another candidate is no use");

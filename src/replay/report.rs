@@ -180,6 +180,11 @@ impl Report {
         self.worst.iter().take(most).map(|e| format!("{}: {}", e.severity.as_str(), e.sentence)).collect()
     }
 
+    /// The names of invariants that do not hold, and nothing of any decision.
+    pub fn invariants_that_fail(&self) -> Vec<String> {
+        self.invariants.iter().filter(|i| !i.holds).map(|i| i.name.clone()).collect()
+    }
+
     /// Lines for people.
     pub fn text(&self) -> String {
         let c = &self.counts;

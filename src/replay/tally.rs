@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Canonical, Event, Row, Verdict};
+use super::probe::MadeUp;
 use super::{EffectiveSet, Task};
 use crate::api::ReplayCounts;
 use crate::gate::Outcome;
@@ -33,6 +34,9 @@ pub struct Tally {
     worst: Vec<Event>,
     /// Of each invariant: the first counter-example, and how many.
     violations: Vec<(Option<String>, u64)>,
+    /// What came of made-up calls, once all records are replayed.
+    #[serde(default)]
+    pub(super) made_up: MadeUp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     from: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,13 +55,17 @@ impl Tally {
             matrix: Default::default(),
             worst: Vec::new(),
             violations: vec![(None, 0); task.invariants.len()],
+            made_up: MadeUp::new(task.invariants.len()),
             from: None,
             to: None,
         }
     }
 
     pub(super) fn is_of(&self, task: &Task) -> bool {
-        self.task == hex(&header(task)) && self.violations.len() == task.invariants.len()
+        let invariants = task.invariants.len();
+        self.task == hex(&header(task))
+            && self.violations.len() == invariants
+            && self.made_up.broken.len() == invariants
     }
 
     /// Records that were looked at.

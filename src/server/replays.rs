@@ -1,5 +1,5 @@
 //! Replays of recorded decisions: asked for, looked after, and read as JSON or as a page. Audience `remit-admin`; verb `create` or `get` on
-//! `policyreplays` in the namespace.
+//! `policyreplays` in the namespace, and `get` on `decisions`: a replay says of what was recorded what a policy of one's choice says of it.
 //!
 //! Ids are issued here. A run is found by its namespace's UID: whoever names another tenant's hears that there is none.
 
@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::admin::{failed, parameters, uid, unknown};
-use super::authn::Audience;
+use super::authn::{Audience, Identity};
 use super::caller::{authenticate, may, named};
 use super::error::HttpError;
 use super::{AppState, Server, body};
-use crate::replay::{self, Asked, MAX_OPEN_RUNS, Report};
-use crate::store::{ReplayRun, StoreError};
+use crate::replay::{self, Asked, Report};
+use crate::store::{MAX_OPEN_RUNS, ReplayRun, StoreError};
 
 const WRONG: &str = "invalid_request";
 /// Largest body, bytes.
@@ -36,20 +36,12 @@ pub async fn begin(State(state): State<AppState>, request: Request) -> Result<Re
         Some(_) => return Err(HttpError::field(WRONG, "tenant", "must be a text")),
         None => return Err(HttpError::field(WRONG, "tenant", "is required")),
     };
-    if !may(&state, &caller.identity, "create", "policyreplays", &tenant).await? {
-        return Err(not_allowed(&caller.identity.username, "create", &tenant));
-    }
+    permitted(&state, &caller.identity, "create", &tenant).await?;
     let asked: Asked = serde_path_to_error::deserialize(Value::Object(sent)).map_err(|error| {
         let field = error.path().to_string();
         HttpError::field(WRONG, if field == "." { "body".to_owned() } else { field }, error.inner())
     })?;
     let uid = known(&state, &tenant)?;
-    let open = state.replays.open_runs().await.map_err(failed)?;
-    if open.iter().filter(|run| run.tenant_uid == uid).count() >= MAX_OPEN_RUNS {
-        let message = format!("{MAX_OPEN_RUNS} replays of {tenant:?} wait or are under way: wait for one of them.");
-        let error = HttpError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_runs", message);
-        return Err(HttpError { retry_after: Some(10), ..error });
-    }
     let (snapshot, now) = (state.snapshot.load_full(), state.clock.now());
     let (past, of) = (state.past.clone(), tenant.clone());
     // A folder is read to find its packages.
@@ -59,11 +51,16 @@ pub async fn begin(State(state): State<AppState>, request: Request) -> Result<Re
     let spec = spec.map_err(|error| HttpError::field(WRONG, error.field, error.why))?;
     let id = Uuid::now_v7().to_string();
     let run = ReplayRun::queued(id.clone(), &tenant, &uid, format!("http:{id}"), spec, now);
-    state.replays.add_run(&run).await.map_err(|error| match error {
+    let added = state.replays.add_run(&run).await.map_err(|error| match error {
         // Issued a moment ago: nobody else's mistake.
         StoreError::Invalid { .. } => HttpError::internal(),
         other => failed(other),
     })?;
+    if !added {
+        let message = format!("{MAX_OPEN_RUNS} replays of {tenant:?} wait or are under way: wait for one of them.");
+        let error = HttpError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_runs", message);
+        return Err(HttpError { retry_after: Some(10), ..error });
+    }
     tracing::info!(run = id, tenant, by = caller.identity.username, "a replay was asked for");
     let mut response = (StatusCode::ACCEPTED, Json(shown(&run))).into_response();
     if let Ok(place) = HeaderValue::from_str(&place(&run)) {
@@ -125,9 +122,7 @@ async fn find(state: &Arc<Server>, parts: &Parts, query: Option<String>, id: &st
         }
     }
     let tenant = tenant.ok_or_else(|| HttpError::field(WRONG, "tenant", "is required: ?tenant=NAME"))?;
-    if !may(state, &caller.identity, "get", "policyreplays", &tenant).await? {
-        return Err(not_allowed(&caller.identity.username, "get", &tenant));
-    }
+    permitted(state, &caller.identity, "get", &tenant).await?;
     let uid = known(state, &tenant)?;
     let found = state.replays.run(&uid, id).await.map_err(failed)?;
     found.ok_or_else(|| HttpError::not_found("unknown_run", "This tenant has no replay with this id."))
@@ -142,9 +137,16 @@ fn known(state: &Server, tenant: &str) -> Result<String, HttpError> {
     Ok(uid)
 }
 
-fn not_allowed(username: &str, verb: &str, tenant: &str) -> HttpError {
-    let message = format!("{username:?} may not `{verb}` `policyreplays.remit.dev` in namespace {tenant:?}.");
-    HttpError::forbidden("not_allowed", message)
+/// Whether the caller has the verb on replays here, and may read what was recorded.
+async fn permitted(state: &Server, who: &Identity, verb: &'static str, tenant: &str) -> Result<(), HttpError> {
+    for (verb, resource) in [(verb, "policyreplays"), ("get", "decisions")] {
+        if !may(state, who, verb, resource, tenant).await? {
+            let message =
+                format!("{:?} may not `{verb}` `{resource}.remit.dev` in namespace {tenant:?}.", who.username);
+            return Err(HttpError::forbidden("not_allowed", message));
+        }
+    }
+    Ok(())
 }
 
 /// As long as `text/html` is named, and no `application/json` before it.
@@ -190,3 +192,7 @@ fn shown(run: &ReplayRun) -> Value {
     }
     value
 }
+
+#[cfg(test)]
+#[path = "replays_tests.rs"]
+mod tests;

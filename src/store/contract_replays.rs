@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::testing::record;
-use super::{Place, ReplayRun, Replays, RunSpec, RunStep, Selected, StoreError};
+use super::{MAX_OPEN_RUNS, Place, ReplayRun, Replays, RunSpec, RunStep, SUPERSEDED, Selected, StoreError};
 use crate::api::{RecordedOutcome, ReplaySelection, ReplayState};
 use crate::gate::{DecisionRecord, Outcome};
 use crate::replay::selects;
@@ -64,6 +64,36 @@ pub async fn run_of_another_tenant<S: Replays>(store: &S) {
     assert_eq!(store.run("", "r1").await.unwrap(), None);
     assert_eq!(store.newest_run("u2", "k", None).await.unwrap(), None);
     assert!(store.run("u1", "r1").await.unwrap().is_some());
+}
+
+/// The attack: a tenant asks for more runs than it may have, all at once, or makes so many that nobody else's are listed. And what is left
+/// over of a rollout whose question has changed.
+pub async fn open_runs_of_one_tenant_are_few_and_hide_nobodys<S: Replays>(store: &S) {
+    let many: Vec<ReplayRun> = (0..40).map(|n| run(&format!("a{n:02}"), "u1", &format!("http:{n}"), n)).collect();
+    let added = futures::future::join_all(many.iter().map(|run| store.add_run(run))).await;
+    let added = added.into_iter().filter(|added| *added.as_ref().unwrap()).count();
+    assert_eq!(added as i64, MAX_OPEN_RUNS, "however many ask at once");
+    // Its rollout's are counted apart, and another tenant's too.
+    assert!(store.add_run(&run("b1", "u1", "rollout:1", 100)).await.unwrap());
+    assert!(store.add_run(&run("c1", "u2", "http:1", 101)).await.unwrap());
+    assert!(store.add_run(&run("d1", "u3", "rollout:1", 102)).await.unwrap());
+    let open = |runs: Vec<ReplayRun>| runs.into_iter().map(|r| (r.tenant_uid, r.id)).collect::<Vec<_>>();
+    let first: Vec<_> = open(store.open_runs().await.unwrap()).into_iter().take(3).map(|(uid, _)| uid).collect();
+    assert_eq!(first, ["u1", "u2", "u3"], "the oldest of each comes first");
+    // One that ends makes room for one.
+    let ended = open(store.open_runs().await.unwrap()).swap_remove(0).1;
+    assert!(store.step_run(&ended, &RunStep::Failed { error: "x".into(), at: at(200) }).await.unwrap());
+    assert!(store.add_run(&run("e1", "u1", "http:e1", 103)).await.unwrap());
+    assert!(!store.add_run(&run("e2", "u1", "http:e2", 104)).await.unwrap());
+    assert_eq!(store.run("u1", "e2").await.unwrap(), None);
+    // Another question of the same rollout: the old one's run ends, and no other.
+    assert!(store.add_run(&run("b2", "u1", "rollout:2", 105)).await.unwrap());
+    assert_eq!(store.supersede_runs("u1", "rollout:2", at(201)).await.unwrap(), 1);
+    let old = store.run("u1", "b1").await.unwrap().unwrap();
+    assert_eq!((old.state, old.error.as_deref(), old.finished), (ReplayState::Failed, Some(SUPERSEDED), Some(at(201))));
+    let open = open(store.open_runs().await.unwrap());
+    assert!(["b2", "c1", "d1", "e1"].iter().all(|id| open.iter().any(|(_, there)| there == id)), "{open:?}");
+    assert_eq!(store.supersede_runs("u1", "rollout:2", at(202)).await.unwrap(), 0);
 }
 
 pub async fn runs_go_on_where_they_stopped<S: Replays>(store: &S) {

@@ -41,7 +41,10 @@ pub use chain::{Columns, RolloutColumns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};
 pub use postgres::roles::{Login, Owner};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
-pub use replays::{MAX_REPLAY_PAGE, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, Selected};
+pub use replays::{
+    MAX_OPEN_RUNS, MAX_REPLAY_PAGE, OF_ROLLOUT, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, SUPERSEDED,
+    Selected,
+};
 pub use replicated::{ReplicatedStore, Waiting};
 pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};
 use rollouts::{rollout_json, rollout_of_json};

@@ -13,6 +13,13 @@ use crate::gate::DecisionRecord;
 /// Most records of one page.
 pub const MAX_REPLAY_PAGE: u32 = 10_000;
 
+/// Runs of one namespace that may wait or be under way: those of its rollouts, and apart from them those that people ask for.
+pub const MAX_OPEN_RUNS: i64 = 16;
+/// What keys of rollouts' runs begin with.
+pub const OF_ROLLOUT: &str = "rollout:";
+/// Why a run of a rollout ended that asks for something else by now.
+pub const SUPERSEDED: &str = "superseded: the rollout asks for another replay now";
+
 /// A record's place in the order of a replay: time, then id. Ids are issued by Remit, in the order of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
@@ -142,8 +149,11 @@ pub enum RunStep {
 
 /// Runs, and what they read.
 pub trait Replays: Send + Sync {
-    /// Keeps a new run. `Invalid` where a run of this id is there.
-    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()>;
+    /// Keeps a new run; false where [`MAX_OPEN_RUNS`] of its namespace and kind are open, however many ask at once. `Invalid` where a run
+    /// of this id is there.
+    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, bool>;
+    /// Ends as failed the open runs of a namespace's rollouts, but those with this key; says how many.
+    fn supersede_runs<'a>(&'a self, tenant_uid: &'a str, key: &'a str, at: Timestamp) -> StoreFuture<'a, u64>;
     /// One run of a namespace.
     fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>>;
     /// The newest run of a namespace with this key; of those in this state only, where one is named.
@@ -153,7 +163,8 @@ pub trait Replays: Send + Sync {
         key: &'a str,
         state: Option<ReplayState>,
     ) -> StoreFuture<'a, Option<ReplayRun>>;
-    /// Runs that have not finished, oldest first, at most 1000.
+    /// Runs that have not finished, at most 1000: the oldest of each namespace, then the second of each, and so on, so that nobody's are
+    /// hidden by another's.
     fn open_runs(&self) -> StoreFuture<'_, Vec<ReplayRun>>;
     /// Moves a run on; false where it has finished, is not there, or has come farther.
     fn step_run<'a>(&'a self, id: &'a str, step: &'a RunStep) -> StoreFuture<'a, bool>;

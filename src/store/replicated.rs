@@ -172,8 +172,12 @@ impl Arms for ReplicatedStore {
 }
 
 impl Replays for ReplicatedStore {
-    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
+    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, bool> {
         self.postgres.add_run(run)
+    }
+
+    fn supersede_runs<'a>(&'a self, tenant_uid: &'a str, key: &'a str, at: Timestamp) -> StoreFuture<'a, u64> {
+        self.postgres.supersede_runs(tenant_uid, key, at)
     }
 
     fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {

@@ -136,3 +136,49 @@ async fn a_result_is_one_of_exactly_the_question() {
     assert_ne!(newest.id, run.id);
     world.stop.send_replace(true);
 }
+
+/// The attack: each change of `spec.replay` asks for another replay. What was asked before ends, and is begun again at once if it is
+/// asked again.
+#[tokio::test]
+async fn a_rollouts_superseded_runs_end() {
+    let mut past = Kept::default();
+    let (baseline, candidate) = (past.keep(READS), past.keep(ALL));
+    let world = World::over(past).await;
+    // Nobody carries them out.
+    world.stop.send_replace(true);
+    let (asked, now) = (question(&baseline, &candidate), Timestamp::now());
+    let wanted = |limit| RolloutReplay { limit: Some(limit), ..RolloutReplay::default() };
+    for limit in 1..50 {
+        let begun = world.runner.poll(&asked, &wanted(limit), now).await.unwrap();
+        assert_eq!(begun, Progress::Running { done: 0, total: 0 });
+        assert_eq!(world.store.open_runs().await.unwrap().len(), 1, "one rollout, one replay");
+    }
+    let old = world.store.newest_run("uid-acme", &key_of(&asked, &wanted(7)), None).await.unwrap().unwrap();
+    assert_eq!((old.state, old.error.as_deref()), (ReplayState::Failed, Some(SUPERSEDED)));
+    let again = world.runner.poll(&asked, &wanted(7), now).await.unwrap();
+    assert_eq!(again, Progress::Running { done: 0, total: 0 }, "that it was superseded is no failure");
+    let new = world.store.newest_run("uid-acme", &key_of(&asked, &wanted(7)), None).await.unwrap().unwrap();
+    assert_ne!(new.id, old.id);
+}
+
+#[test]
+fn namespaces_take_turns_however_many_runs_one_has() {
+    let spec = RunSpec {
+        baseline: String::new(),
+        candidate: String::new(),
+        platform: vec![],
+        selection: ReplaySelection::default(),
+        invariants: vec![],
+    };
+    let run = |uid: &str, id: &str| {
+        ReplayRun::queued(id.into(), "acme", uid, format!("http:{id}"), spec.clone(), Timestamp::UNIX_EPOCH)
+    };
+    let mut open: Vec<_> = (0..16).map(|n| run("u-a", &format!("a{n:02}"))).collect();
+    open.extend([run("u-b", "b00"), run("u-c", "c00"), run("u-c", "c01")]);
+    let mut turns = Turns::default();
+    let mut served = || turns.next(open.clone()).unwrap().id;
+    let first: Vec<String> = (0..9).map(|_| served()).collect();
+    assert_eq!(first, ["a00", "b00", "c00", "a01", "b00", "c01", "a02", "b00", "c00"]);
+    assert_eq!(turns.next(vec![run("u-c", "c00")]).unwrap().id, "c00", "others have finished");
+    assert!(turns.next(vec![]).is_none());
+}

@@ -15,7 +15,7 @@ pub fn add(paths: &mut Map<String, Value>) {
         "/admin/replay/runs".into(),
         json!({"post": {
             "operationId": "beginReplay", "tags": ["Replay"], "summary": "Replay recorded decisions under two packages",
-            "description": "Needs verb `create` on `policyreplays.remit.dev` in the namespace. The run is of exactly the packages and \
+            "description": "Needs verb `create` on `policyreplays.remit.dev` and `get` on `decisions.remit.dev` in the namespace. The run is of exactly the packages and \
                 records that are there now, and is carried out in the background; `Location` is its status. At most 16 runs of a namespace \
                 wait or are under way (429).",
             "security": security, "requestBody": body("NewReplay", true),
@@ -26,13 +26,13 @@ pub fn add(paths: &mut Map<String, Value>) {
         "/admin/replay/runs/{id}".into(),
         json!({"get": {
             "operationId": "getReplay", "tags": ["Replay"], "summary": "Where a replay stands",
-            "description": "Needs verb `get` on `policyreplays.remit.dev` in the namespace. 404 for a run of another namespace.",
+            "description": "Needs verb `get` on `policyreplays.remit.dev` and on `decisions.remit.dev` in the namespace. 404 for a run of another namespace.",
             "security": security, "parameters": [id, tenant], "responses": responses("200", "The run.", "ReplayRun")
         }}),
     );
     paths.insert("/admin/replay/runs/{id}/report".into(), json!({"get": {
         "operationId": "getReplayReport", "tags": ["Replay"], "summary": "What a replay came to",
-        "description": "Needs verb `get` on `policyreplays.remit.dev` in the namespace. With `Accept: text/html` a page to send to a \
+        "description": "Needs verb `get` on `policyreplays.remit.dev` and on `decisions.remit.dev` in the namespace. With `Accept: text/html` a page to send to a \
             colleague, without script; else JSON. 409 as long as there is none, or where the run failed.",
         "security": security, "parameters": [id, tenant],
         "responses": {

@@ -10,26 +10,46 @@ use super::decisions::{clean, fits};
 use crate::api::{ReplaySelection, ReplayState};
 use crate::store::chain::hex;
 use crate::store::filter::PAGE_BYTES;
-use crate::store::replays::{delegator_names, page_limit, spec, spec_text, state, taken};
+use crate::store::replays::{
+    MAX_OPEN_RUNS, OF_ROLLOUT, SUPERSEDED, delegator_names, page_limit, spec, spec_text, state, taken,
+};
 use crate::store::values::{signed, time, unsigned};
 use crate::store::{Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
 
 /// Runs that are listed as open.
 const OPEN: i64 = 1000;
 
-async fn add(pool: &PgPool, run: &ReplayRun) -> Result<(), StoreError> {
+async fn add(pool: &PgPool, run: &ReplayRun) -> Result<bool, StoreError> {
+    let mut tx = pool.begin().await?;
+    // Two that count at once would not see each other's.
+    sqlx::query("SELECT pg_advisory_xact_lock(pg_catalog.hashtextextended('remit replays ' || $1, 0::bigint))")
+        .bind(&run.tenant_uid)
+        .execute(&mut *tx)
+        .await?;
     let sql = "INSERT INTO replay_runs (id, tenant, tenant_uid, key, spec, state, created) \
-               VALUES ($1, $2, $3, $4, $5, 'queued', $6) ON CONFLICT DO NOTHING";
+               SELECT $1, $2, $3, $4, $5, 'queued', $6 WHERE (SELECT count(*) FROM replay_runs \
+               WHERE tenant_uid = $3 AND finished IS NULL AND starts_with(key, $7) = starts_with($4, $7)) < $8 \
+               ON CONFLICT DO NOTHING";
     let insert = sqlx::query(sql)
         .bind(clean(&run.id))
         .bind(clean(&run.tenant))
         .bind(clean(&run.tenant_uid))
         .bind(clean(&run.key));
     let insert = insert.bind(spec_text(&run.spec)?).bind(run.created.as_microsecond());
-    match insert.execute(pool).await?.rows_affected() {
-        0 => Err(taken(&run.id)),
-        _ => Ok(()),
+    let insert = insert.bind(OF_ROLLOUT).bind(MAX_OPEN_RUNS);
+    if insert.execute(&mut *tx).await?.rows_affected() > 0 {
+        tx.commit().await?;
+        return Ok(true);
     }
+    let there = sqlx::query("SELECT 1 FROM replay_runs WHERE id = $1").bind(&run.id).fetch_optional(&mut *tx).await?;
+    if there.is_some() { Err(taken(&run.id)) } else { Ok(false) }
+}
+
+async fn supersede(pool: &PgPool, tenant_uid: &str, key: &str, at: Timestamp) -> Result<u64, StoreError> {
+    let sql = "UPDATE replay_runs SET state = 'failed', error = $1, checkpoint = NULL, finished = $2 \
+               WHERE tenant_uid = $3 AND finished IS NULL AND key <> $4 AND starts_with(key, $5)";
+    let update = sqlx::query(sql).bind(SUPERSEDED).bind(at.as_microsecond()).bind(tenant_uid).bind(key);
+    Ok(update.bind(OF_ROLLOUT).execute(pool).await?.rows_affected())
 }
 
 async fn step(pool: &PgPool, id: &str, step: &RunStep) -> Result<bool, StoreError> {
@@ -177,8 +197,12 @@ async fn page(
 }
 
 impl Replays for PostgresStore {
-    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
+    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, bool> {
         self.call(add(self.pool(), run))
+    }
+
+    fn supersede_runs<'a>(&'a self, tenant_uid: &'a str, key: &'a str, at: Timestamp) -> StoreFuture<'a, u64> {
+        self.call(supersede(self.pool(), tenant_uid, key, at))
     }
 
     fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {
@@ -205,7 +229,8 @@ impl Replays for PostgresStore {
 
     fn open_runs(&self) -> StoreFuture<'_, Vec<ReplayRun>> {
         self.call(async move {
-            let sql = "SELECT * FROM replay_runs WHERE finished IS NULL ORDER BY created, id LIMIT $1";
+            let sql = "SELECT * FROM (SELECT r.*, row_number() OVER (PARTITION BY tenant_uid ORDER BY created, id) AS turn \
+                       FROM replay_runs r WHERE finished IS NULL) AS open ORDER BY turn, created, id LIMIT $1";
             sqlx::query(sql).bind(OPEN).fetch_all(self.pool()).await?.iter().map(run_row).collect()
         })
     }

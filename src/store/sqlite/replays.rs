@@ -10,7 +10,9 @@ use super::ledger::Write;
 use crate::api::{ReplaySelection, ReplayState};
 use crate::store::chain::hex;
 use crate::store::filter::PAGE_BYTES;
-use crate::store::replays::{delegator_names, page_limit, spec, spec_text, state, taken};
+use crate::store::replays::{
+    MAX_OPEN_RUNS, OF_ROLLOUT, SUPERSEDED, delegator_names, page_limit, spec, spec_text, state, taken,
+};
 use crate::store::values::{signed, time, unsigned};
 use crate::store::{Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
 
@@ -20,6 +22,7 @@ const OPEN: i64 = 1000;
 /// A job of the writer.
 pub(super) enum ReplayWrite {
     Add(Box<ReplayRun>),
+    Supersede { tenant_uid: String, key: String, at: Timestamp },
     Step(String, RunStep),
     Forget(Timestamp),
 }
@@ -27,6 +30,7 @@ pub(super) enum ReplayWrite {
 pub(super) async fn apply(conn: &mut SqliteConnection, write: ReplayWrite) -> Result<u64, StoreError> {
     match write {
         ReplayWrite::Add(run) => add(conn, *run).await,
+        ReplayWrite::Supersede { tenant_uid, key, at } => supersede(conn, &tenant_uid, &key, at).await,
         ReplayWrite::Step(id, run_step) => step(conn, &id, run_step).await,
         ReplayWrite::Forget(before) => {
             let delete = sqlx::query("DELETE FROM replay_runs WHERE finished < ?").bind(before.as_microsecond());
@@ -35,15 +39,27 @@ pub(super) async fn apply(conn: &mut SqliteConnection, write: ReplayWrite) -> Re
     }
 }
 
+/// One job writes at a time: nobody counts while another inserts.
 async fn add(conn: &mut SqliteConnection, run: ReplayRun) -> Result<u64, StoreError> {
     let sql = "INSERT INTO replay_runs (id, tenant, tenant_uid, key, spec, state, created) \
-               VALUES (?, ?, ?, ?, ?, 'queued', ?) ON CONFLICT DO NOTHING";
+               SELECT ?1, ?2, ?3, ?4, ?5, 'queued', ?6 WHERE (SELECT count(*) FROM replay_runs \
+               WHERE tenant_uid = ?3 AND finished IS NULL AND (instr(key, ?7) = 1) = (instr(?4, ?7) = 1)) < ?8 \
+               ON CONFLICT DO NOTHING";
     let insert = sqlx::query(sql).bind(&run.id).bind(&run.tenant).bind(&run.tenant_uid).bind(&run.key);
     let insert = insert.bind(spec_text(&run.spec)?).bind(run.created.as_microsecond());
-    match insert.execute(conn).await?.rows_affected() {
-        0 => Err(taken(&run.id)),
-        added => Ok(added),
+    let added = insert.bind(OF_ROLLOUT).bind(MAX_OPEN_RUNS).execute(&mut *conn).await?.rows_affected();
+    if added > 0 {
+        return Ok(added);
     }
+    let there = sqlx::query("SELECT 1 FROM replay_runs WHERE id = ?").bind(&run.id).fetch_optional(conn).await?;
+    if there.is_some() { Err(taken(&run.id)) } else { Ok(0) }
+}
+
+async fn supersede(conn: &mut SqliteConnection, tenant_uid: &str, key: &str, at: Timestamp) -> Result<u64, StoreError> {
+    let sql = "UPDATE replay_runs SET state = 'failed', error = ?, checkpoint = NULL, finished = ? \
+               WHERE tenant_uid = ? AND finished IS NULL AND key <> ? AND instr(key, ?) = 1";
+    let update = sqlx::query(sql).bind(SUPERSEDED).bind(at.as_microsecond()).bind(tenant_uid).bind(key);
+    Ok(update.bind(OF_ROLLOUT).execute(conn).await?.rows_affected())
 }
 
 async fn step(conn: &mut SqliteConnection, id: &str, step: RunStep) -> Result<u64, StoreError> {
@@ -193,10 +209,16 @@ async fn page(
 }
 
 impl Replays for SqliteStore {
-    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, ()> {
-        Box::pin(
-            async move { self.write(Write::Replay(Box::new(ReplayWrite::Add(Box::new(run.clone()))))).await.map(drop) },
-        )
+    fn add_run<'a>(&'a self, run: &'a ReplayRun) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let write = Write::Replay(Box::new(ReplayWrite::Add(Box::new(run.clone()))));
+            Ok(self.write(write).await? > 0)
+        })
+    }
+
+    fn supersede_runs<'a>(&'a self, tenant_uid: &'a str, key: &'a str, at: Timestamp) -> StoreFuture<'a, u64> {
+        let (tenant_uid, key) = (tenant_uid.to_owned(), key.to_owned());
+        Box::pin(self.write(Write::Replay(Box::new(ReplayWrite::Supersede { tenant_uid, key, at }))))
     }
 
     fn run<'a>(&'a self, tenant_uid: &'a str, id: &'a str) -> StoreFuture<'a, Option<ReplayRun>> {
@@ -218,7 +240,8 @@ impl Replays for SqliteStore {
 
     fn open_runs(&self) -> StoreFuture<'_, Vec<ReplayRun>> {
         Box::pin(async move {
-            let sql = "SELECT * FROM replay_runs WHERE finished IS NULL ORDER BY created, id LIMIT ?";
+            let sql = "SELECT * FROM (SELECT r.*, row_number() OVER (PARTITION BY tenant_uid ORDER BY created, id) AS turn \
+                       FROM replay_runs r WHERE finished IS NULL) AS open ORDER BY turn, created, id LIMIT ?";
             sqlx::query(sql).bind(OPEN).fetch_all(&self.readers).await?.iter().map(run_row).collect()
         })
     }

@@ -83,6 +83,11 @@ async fn run_of_another_tenant() {
 }
 
 #[tokio::test]
+async fn open_runs_of_one_tenant_are_few_and_hide_nobodys() {
+    contract_replays::open_runs_of_one_tenant_are_few_and_hide_nobodys(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn runs_go_on_where_they_stopped() {
     contract_replays::runs_go_on_where_they_stopped(&*fresh().await.1).await;
 }
