@@ -8,6 +8,7 @@
 mod before;
 mod call;
 mod environment;
+mod gates;
 mod half;
 mod invariants;
 mod prove;

@@ -12,8 +12,8 @@ use super::world::{Worlds, enforced, input};
 use super::{Body, EffectiveSet, Recorded, Task, selects};
 use crate::api::{Tier, Tool};
 use crate::gate::{Decision, DecisionRecord, Outcome, decide, depends_on_redacted};
-use crate::lifecycle::drift::{Cause, Drift, Severity, Side, compare, reads_only};
-use crate::policy::{Arguments, REDACTED};
+use crate::lifecycle::drift::{Cause, Drift, Severity, Side, asked_words, compare, reads_only};
+use crate::policy::{Arguments, PolicyRef, REDACTED};
 use crate::store::Place;
 
 /// Why a record is not replayed.
@@ -100,7 +100,7 @@ pub(super) enum Verdict {
     /// It was not replayed.
     Not(Unreplayable),
     /// It was. The event stands where the sides differ.
-    Replayed { baseline: Outcome, candidate: Outcome, reads: bool, event: Option<Box<Event>> },
+    Replayed { baseline: Outcome, candidate: Outcome, reads: bool, agent: String, event: Option<Box<Event>> },
 }
 
 /// One record, replayed: everything that a tally takes.
@@ -154,7 +154,8 @@ pub(super) fn row(task: &Task, judge: &Judge, worlds: &mut Worlds, recorded: &Re
             let violations = judge.event(record, &both);
             let event = drift.map(|drift| Box::new(event(record, &both, drift)));
             let (baseline, candidate) = (both.baseline.outcome, both.candidate.outcome);
-            (Verdict::Replayed { baseline, candidate, reads: both.reads(), event }, violations, result)
+            let (reads, agent) = (both.reads(), who(record));
+            (Verdict::Replayed { baseline, candidate, reads, agent, event }, violations, result)
         }
     };
     let time = Timestamp::from_microsecond(place.micros).unwrap_or_default();
@@ -166,6 +167,7 @@ pub(super) struct Answer {
     pub outcome: Outcome,
     pub code: &'static str,
     pub policies: Vec<String>,
+    pub asks: Vec<Arc<PolicyRef>>,
     pub tier: Option<Tier>,
 }
 
@@ -176,11 +178,12 @@ impl Answer {
         let mut policies: Vec<String> = determining.chain(decision.errors.iter().map(|e| &e.policy)).cloned().collect();
         policies.sort_unstable();
         policies.dedup();
-        Self { outcome: decision.outcome, code: decision.code, policies, tier: tool(set, resource).map(|t| t.tier) }
+        let (asks, tier) = (decision.asked(), tool(set, resource).map(|t| t.tier));
+        Self { outcome: decision.outcome, code: decision.code, policies, asks, tier }
     }
 
     fn side(&self) -> Side<'_> {
-        Side { outcome: self.outcome, policies: &self.policies, tier: self.tier }
+        Side { outcome: self.outcome, policies: &self.policies, asks: &self.asks, tier: self.tier }
     }
 
     /// In words: `denied (no_permit)`, `allowed by tenant/base/writes`.
@@ -327,11 +330,12 @@ fn event(record: &DecisionRecord, both: &Both, drift: Drift) -> Event {
     let kind = if record.agent.is_empty() { "Subject" } else { "Agent" };
     let behalf = record.delegated_from.as_ref().map(|d| format!(" on behalf of {}", shown(d))).unwrap_or_default();
     let sentence = format!(
-        "{kind} {}{behalf} {action} {}: {} before, {} now.",
+        "{kind} {}{behalf} {action} {}: {} before, {} now.{}",
         shown(&who(record)),
         resource_words(record, both),
         both.baseline.words(),
         both.candidate.words(),
+        asked_words(&both.baseline.asks, &both.candidate.asks),
     );
     Event {
         decision: record.id.clone(),

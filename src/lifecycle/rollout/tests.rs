@@ -29,6 +29,8 @@ pub(super) struct World {
     pub proof: Progress<ProofSummary>,
     /// What the records say while a candidate is in a stage.
     pub window: Window,
+    /// What the records say can't be read.
+    pub unread: bool,
     pub gap: Option<String>,
     /// Why the candidate can't be loaded.
     pub candidate_error: Option<String>,
@@ -55,11 +57,10 @@ pub(super) fn proved(verdict: ProofVerdict) -> ProofSummary {
 
 /// Decisions of one agent on both arms without a difference.
 pub(super) fn calm(agent: &str, n: u64) -> Window {
-    let counts = |decisions| vec![AgentCounts { agent: agent.into(), decisions, ..AgentCounts::default() }];
+    let of = |decisions| AgentCounts { latency_micros: 300 * decisions, decisions, ..AgentCounts::default() };
+    let counts = |decisions| vec![AgentCounts { agent: agent.into(), ..of(decisions) }];
     let compared = AgentDrift { agent: agent.into(), compared: 2 * n, ..AgentDrift::default() };
-    let p95 = Some(300);
-    let arms = Window { stable_p95_micros: p95, canary_p95_micros: p95, ..Window::default() };
-    Window { stable: counts(n), canary: counts(n), shadow: vec![compared], ..arms }
+    Window { stable: counts(n), canary: counts(n), shadow: vec![compared], agents: 1, ..Window::default() }
 }
 
 pub(super) fn example(severity: Severity, cause: Cause) -> DriftExample {
@@ -93,6 +94,7 @@ impl World {
             replay: Progress::Done(replayed()),
             proof: Progress::Done(proved(ProofVerdict::Equivalent)),
             window: Window::default(),
+            unread: false,
             gap: None,
             candidate_error: None,
             uid: UID.into(),
@@ -152,9 +154,9 @@ impl World {
         let base = resume(&o);
         let question = question(&base, "acme", &self.uid, &self.platform).map(|q| other.unwrap_or(q));
         o.evidence = question.as_ref().map(|question| Evidence { question, replay: &self.replay, proof: &self.proof });
-        if base.stage.is_some() {
+        if base.stage.is_some() && !self.unread {
             o.window = Some(&self.window);
-            o.stage_decisions = decisions_of_candidate(&self.window);
+            o.stage_decisions = decisions_of_candidate(&self.window, stage_minimum(&self.spec, &base));
         }
         step(&o)
     }
