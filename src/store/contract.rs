@@ -287,3 +287,14 @@ pub async fn retention_leaves_a_tombstone<S: Journal + Store>(store: &S, key: &V
     assert_eq!(store.recorded_tenants().await.unwrap(), ["acme"], "of beta nothing is left");
     assert!(matches!(store.retain("acme", before, 0).await, Err(StoreError::Invalid { field: "batch", .. })));
 }
+
+/// Compromised keys are remembered by namespace, also after nothing declares them any more.
+pub async fn compromised_keys_stay_known<S: Store>(store: &S) {
+    let keys = |all: &[&str]| all.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>();
+    assert!(store.compromised_keys("u").await.unwrap().is_empty());
+    store.remember_compromised("u", &keys(&["b", "a"])).await.unwrap();
+    store.remember_compromised("u", &keys(&["a", "c"])).await.unwrap();
+    store.remember_compromised("u", &[]).await.unwrap();
+    assert_eq!(store.compromised_keys("u").await.unwrap().into_iter().collect::<Vec<_>>(), keys(&["a", "b", "c"]));
+    assert!(store.compromised_keys("v").await.unwrap().is_empty());
+}
