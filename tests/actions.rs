@@ -134,7 +134,7 @@ impl Drop for Space {
 }
 
 fn entry(id: &str, actor: &str, action: &str) -> Value {
-    json!({"id": id, "actor": actor, "action": action, "reason": "because"})
+    json!({"id": id, "actor": actor, "action": action, "reason": "because", "digest": "sha256:00"})
 }
 
 /// Refused by the policy, and it says why.
@@ -159,7 +159,7 @@ fn own_entries_are_appended_by_every_kind_of_patch() {
     let mut all = space.rollout()["status"]["actions"].clone();
     all.as_array_mut()
         .unwrap()
-        .push(json!({"id": "four", "actor": OPERATOR, "action": "rollback", "reason": "r", "revision": 2}));
+        .push(json!({"id": "four", "actor": OPERATOR, "action": "rollback", "reason": "r", "revision": 2, "digest": "sha256:00"}));
     space.patch(OPERATOR, "merge", &json!({"status": {"actions": all}})).unwrap();
     assert_eq!(space.ids(), ["one", "two", "three", "four"]);
     let mut after = space.rollout();
@@ -368,6 +368,16 @@ fn an_entry_is_well_formed() {
     let mut pause = with("action", json!("pause"));
     pause["revision"] = json!(3);
     refused(space.append(OPERATOR, &pause), "revision stands with rollback only");
+    for action in ["promote", "promote-full", "rollback"] {
+        let mut entry = entry("x", OPERATOR, action);
+        entry.as_object_mut().unwrap().remove("digest");
+        refused(space.append(OPERATOR, &entry), "digest is missing");
+    }
+    refused(space.append(OPERATOR, &with("stage", json!(1))), "stage stands with promote only");
+    let mut promote = entry("s", OPERATOR, "promote");
+    promote["stage"] = json!(-1);
+    let error = space.append(OPERATOR, &promote).unwrap_err();
+    assert!(error.contains("status.actions[0].stage"), "{error}");
     let error = space.append(OPERATOR, &with("revision", json!(0))).unwrap_err();
     assert!(error.contains("status.actions[0].revision"), "{error}");
     space.append(OPERATOR, &json!({"id": "p", "actor": OPERATOR, "action": "pause"})).unwrap();
@@ -426,4 +436,49 @@ fn action_list_filled_to_block_rollback() {
         space.append(OPERATOR, &entry(&format!("back-{n}"), OPERATOR, "rollback")).unwrap();
     }
     assert_eq!(space.ids().len(), 52);
+}
+
+/// The policy that docs/rollouts.md gives for those who keep loosening to the verb: it is one, and does that.
+#[test]
+fn the_documented_policy_keeps_loosening_to_the_verb() {
+    let space = Space::new();
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rollouts.md")).unwrap();
+    let (_, rest) = docs.split_once("```yaml\napiVersion: admissionregistration.k8s.io/v1\n").unwrap();
+    let (policy, _) = rest.split_once("```").unwrap();
+    let policy = format!("apiVersion: admissionregistration.k8s.io/v1\n{policy}");
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "rollout-budgets"},
+        "spec": {"policyName": "rollout-budgets", "validationActions": ["Deny"], "matchResources": {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": &space.name}}}},
+    });
+    for object in [policy, binding.to_string()] {
+        plane().kubectl_with(&["apply", "-f", "-"], &object).unwrap();
+    }
+    let patch = |user: &str, spec: Value| {
+        let (user, patch) = (format!("--as={user}"), json!({"spec": spec}).to_string());
+        plane().kubectl(&["patch", "tenantrollout", "default", "-n", &space.name, "--type=merge", &user, "-p", &patch])
+    };
+    let stages = |seconds: i64| json!({"stages": [{"percent": 100, "minSeconds": seconds, "minDecisions": 0}]});
+    // Before the policy is in effect, or with the verb.
+    patch(OPERATOR, stages(0)).unwrap();
+    let mut seconds = 0;
+    crate::support::eventually_blocking("the policy is in effect", || {
+        seconds += 1;
+        match patch(WRITER, stages(seconds)) {
+            Err(why) if why.contains("needs verb promote-unchecked") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    for loose in
+        [json!({"budgets": {"criticalDrift": 9}}), json!({"onInconclusive": "Proceed"}), json!({"stages": null})]
+    {
+        let why = patch(WRITER, loose.clone()).unwrap_err();
+        assert!(why.contains("needs verb promote-unchecked"), "{loose}: {why}");
+    }
+    patch(WRITER, json!({"package": {"name": "core"}, "paused": true})).unwrap();
+    patch(OPERATOR, json!({"budgets": {"criticalDrift": 9}, "stages": null})).unwrap();
+    plane()
+        .kubectl(&["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "rollout-budgets"])
+        .unwrap();
 }

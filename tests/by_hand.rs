@@ -293,3 +293,122 @@ async fn kubectl_remit_steers_a_rollout() {
     assert_eq!(back.status.code(), Some(0), "{}{}", text(&back.stdout), text(&back.stderr));
     w.expect("files/write", "allowed").await;
 }
+
+/// What was right when it came into force, and fails its tests under the platform's package of today, does not come back: not over HTTP, not
+/// by an entry.
+#[tokio::test]
+async fn a_revision_that_fails_its_tests_today_does_not_come_back() {
+    let forbid =
+        r#"@id("no-writes") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
+    let mut platform = spec("1.0.0", &[forbid]);
+    platform.tools.clear();
+    let declared = format!("--platform-package=core@{}", digest(&platform));
+    let c = Cluster::start_own_with(&[&declared]);
+    let w = World::new(&c, ROLES).await;
+    // As long as the declared package is not there, tests run under the base package alone.
+    let mut one = spec("1.0.0", &[READS, WRITES]);
+    let test = "- name: coder writes\n  agent: {name: coder, trust: 2}\n  call: {tool: files/write}\n  expect: {decision: allow}\n";
+    one.tests = serde_json::from_value(json!([{"name": "tests/a.yaml", "text": test}])).unwrap();
+    c.put(&w.tenant, &one);
+    c.apply(crate::support::PLATFORM, &package(&platform).1).unwrap();
+    w.expect("files/write", "denied_by_policy").await;
+    c.put(&w.tenant, &spec("1.1.0", &[READS]));
+    c.put(&w.tenant, &spec("1.2.0", &[&format!("// Said anew.\n{READS}")]));
+    w.versions("writes", 2).await;
+    let revisions = |body: &Value| {
+        body["items"].as_array().unwrap().iter().filter(|r| r["progress"] == "completed").cloned().collect::<Vec<_>>()
+    };
+    let (_, before) = w.get("/rollouts").await;
+    let before = revisions(&before);
+    let (newest, oldest) = (before[0]["id"].clone(), before[before.len() - 1]["id"].clone());
+    let (status, body) = w.post("/policies/writes/rollback", json!({"version": 1, "reason": "writes stopped"})).await;
+    assert_eq!((status, &body["code"]), (422, &json!("package_refused")), "{body}");
+    assert!(body["message"].as_str().unwrap().contains("coder writes"), "{body}");
+    let back = format!("/rollouts/{newest}/rollback");
+    let (status, body) = w.post(&back, json!({"to": oldest, "reason": "writes stopped"})).await;
+    assert_eq!((status, &body["code"]), (409, &json!("action_refused")), "{body}");
+    assert!(body["message"].as_str().unwrap().contains("can't come into force as things are today"), "{body}");
+    let (_, after) = w.get("/rollouts").await;
+    assert_eq!(revisions(&after), before, "nothing has changed");
+    // What passes goes back as ever.
+    let (status, body) = w.post(&back, json!({"reason": "to the one before"})).await;
+    assert_eq!(status, 200, "{body}");
+}
+
+/// A rollout with a gate in each stage, held, moved on and ended by CLI and over HTTP.
+#[tokio::test]
+async fn a_rollout_is_held_moved_on_and_ended_by_cli_and_http() {
+    let c = cluster();
+    let w = World::new(c, &["remit-viewer", "remit-rollout-operator", "remit-rollout-overrider"]).await;
+    let person = c.kubectl(&["create", "token", "person", "-n", &w.tenant]).unwrap();
+    std::fs::write(c.plane.attached(&w.tenant).join("kubeconfig"), token_kubeconfig(&c.plane, &person)).unwrap();
+    let stage = |percent| json!({"percent": percent, "minSeconds": 0, "minDecisions": 0, "gate": "Manual"});
+    let stages = json!({"spec": {"stages": [stage(5), stage(50), stage(100)]}}).to_string();
+    c.kubectl(&["patch", "tenantrollout", "default", "-n", &w.tenant, "--type=merge", "-p", &stages]).unwrap();
+    c.put(&w.tenant, &spec("1.0.0", &[READS]));
+    let status = || c.rollout(&w.tenant)["status"].clone();
+    let until = |what: &str, right: &dyn Fn(&Value) -> bool| {
+        eventually_blocking(what, || match status() {
+            s if right(&s) => Ok(s),
+            s => Err(s.to_string()),
+        })
+    };
+    let cli = |args: &[&str]| {
+        let done = w.remit(&[&["rollout"], args, &["-n", &w.tenant]].concat());
+        (done.status.code(), format!("{}{}", text(&done.stdout), text(&done.stderr)))
+    };
+    let waits = |percent: i64| {
+        until(&format!("it waits at {percent} %"), &|s| s["percent"] == percent && s["hold"]["reason"] == "Gate")
+    };
+    let next =
+        |version: &str| c.apply(&w.tenant, &package(&spec(version, &[&format!("// {version}"), READS])).1).unwrap();
+
+    // By CLI: on, held, not on while held, let go, and ended.
+    next("1.1.0");
+    waits(5);
+    let (code, said) = cli(&["promote"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(waits(50)["handled"][0]["stage"], 1, "the stage that was looked at");
+    assert_eq!(cli(&["pause"]).0, Some(0));
+    let (code, said) = cli(&["promote"]);
+    assert!(code == Some(1) && said.contains("resume it first"), "{said}");
+    assert_eq!(cli(&["resume"]).0, Some(0));
+    assert_eq!(cli(&["abort", "--reason", "not this one"]).0, Some(0));
+    let ended = until("it is ended", &|s| s["candidate"].is_null() && s["phase"] == "Degraded");
+    assert_eq!((&ended["stable"]["version"], &ended["percent"]), (&json!("1.0.0"), &Value::Null));
+    // `promote --full` needs a reason, and then nothing else.
+    next("1.2.0");
+    waits(5);
+    assert_eq!(cli(&["promote", "--full"]).0, Some(2));
+    let (code, said) = cli(&["promote", "--full", "--reason", "known good"]);
+    assert_eq!(code, Some(0), "{said}");
+    let full = until("it is in force", &|s| s["stable"]["version"] == "1.2.0" && s["candidate"].is_null());
+    assert_eq!(full["history"][0]["cause"], "PromotedUnchecked");
+
+    // The same over HTTP.
+    next("1.3.0");
+    let id = waits(5)["candidate"]["revision"].as_i64().unwrap();
+    let act = |action: &str| format!("/rollouts/{id}/{action}");
+    for (action, body, wanted, percent) in [
+        ("promote", json!({}), 200, 50),
+        ("pause", json!({}), 200, 50),
+        ("promote", json!({}), 409, 50),
+        ("resume", json!({}), 200, 50),
+        ("abort", json!({}), 400, 50),
+        ("promote", json!({"full": true}), 400, 50),
+        ("promote", json!({}), 200, 100),
+    ] {
+        let (status, said) = w.post(&act(action), body).await;
+        assert_eq!(status, wanted, "{action}: {said}");
+        until(action, &|s| s["percent"] == percent);
+    }
+    let (code, said) = w.post(&act("abort"), json!({"reason": "at the last moment"})).await;
+    assert_eq!(code, 200, "{said}");
+    let ended = until("it is ended", &|s| s["candidate"].is_null());
+    assert_eq!(ended["stable"]["version"], "1.2.0");
+    next("1.4.0");
+    let id = waits(5)["candidate"]["revision"].as_i64().unwrap();
+    let (code, said) = w.post(&format!("/rollouts/{id}/promote"), json!({"full": true, "reason": "known good"})).await;
+    assert_eq!(code, 200, "{said}");
+    until("it is in force", &|s| s["stable"]["version"] == "1.4.0");
+}

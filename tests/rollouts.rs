@@ -117,6 +117,9 @@ async fn a_bad_candidate_is_taken_back_by_itself_and_says_by_what() {
     c.apply(&tenant, &objects).unwrap();
     c.until(&tenant, "half of the sessions are the candidate's", |s| s["percent"] == 50);
     let begun = Instant::now();
+    let metric = |name: &str| c.operator.metric(name).unwrap_or_default();
+    let (taken, timed) = ("remit_rollout_taken_back_total", "remit_rollout_rollback_seconds_count");
+    let before = (metric(taken), metric(timed));
     // Whichever arm answers: the other one says in shadow that a write is newly allowed.
     let (status, body) = c.check(&token, &tenant, &call("coder", "files/write", json!({}))).await;
     assert_eq!(status, 200, "{body}");
@@ -127,6 +130,11 @@ async fn a_bad_candidate_is_taken_back_by_itself_and_says_by_what() {
     assert_eq!((&status["percent"], &status["stable"]["version"]), (&Value::Null, &json!("1.0.0")));
     let ready = condition(&status, "Ready");
     assert_eq!(ready["reason"], "BudgetExceeded");
+    // Other tests may take something back meanwhile, and none puts it back.
+    eventually_blocking("the metrics moved", || match (metric(taken), metric(timed)) {
+        now if now.0 > before.0 && now.1 > before.1 => Ok(()),
+        now => Err(format!("{before:?} {now:?}")),
+    });
     let told = c.events(&tenant, "RolledBack").join("\n");
     for words in [id.as_str(), "tenant/core/writes", "criticalDrift is 1, budget at most 0"] {
         assert!(told.contains(words), "{words} in {told}");
@@ -262,4 +270,105 @@ async fn forged_stage_in_status() {
     let after = c.until(&tenant, "it is put right", |s| s["percent"] == 50 && s["stage"] == 0);
     assert!(after["epoch"].as_i64().unwrap() > 500, "replicas that took it must take what is right: {after}");
     assert_eq!(after["candidate"], before["candidate"]);
+}
+
+/// Deleting the rollout, with the package's object gone before, loses neither what is in force nor what could be gone back to.
+#[tokio::test]
+async fn deleting_the_rollout_loses_no_bytes() {
+    let c = cluster();
+    let tenant = c.namespace("deleted").await;
+    c.rolls_out_at_once(&tenant);
+    let token = c.coder(&tenant).await;
+    let (one, two) = (spec("1.0.0", &[READS]), spec("1.1.0", &[READS, WRITES]));
+    for spec in [&one, &two] {
+        c.put(&tenant, spec);
+        // What an earlier release made belongs to the rollout.
+        let uid =
+            c.kubectl(&["get", "tenantrollout", "default", "-n", &tenant, "-o", "jsonpath={.metadata.uid}"]).unwrap();
+        let kept = c.kubectl(&["get", "controllerrevisions", "-n", &tenant, "-o", "name"]).unwrap();
+        let owner = json!({"metadata": {"ownerReferences": [{"apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout",
+            "name": "default", "uid": uid}]}});
+        let remit = format!("--as=system:serviceaccount:{}:remit", crate::support::PLATFORM);
+        for name in kept.lines() {
+            c.kubectl(&["patch", name, "-n", &tenant, "--type=merge", "-p", &owner.to_string(), &remit]).unwrap();
+        }
+    }
+    for spec in [&one, &two] {
+        c.kubectl(&["delete", "-n", &tenant, &package(spec).0]).unwrap();
+    }
+    // No garbage collector runs here: that nothing has an owner is what keeps it from taking anything.
+    let kept = || {
+        let text = c.kubectl(&["get", "controllerrevisions", "-n", &tenant, "-o", "json"]).unwrap();
+        let all: Value = serde_json::from_str(&text).unwrap();
+        all["items"].as_array().unwrap().clone()
+    };
+    eventually_blocking("nothing kept has an owner", || {
+        let owned: Vec<Value> = kept().iter().map(|r| r["metadata"]["ownerReferences"].clone()).collect();
+        if owned.len() == 2 && owned.iter().all(Value::is_null) { Ok(()) } else { Err(format!("{owned:?}")) }
+    });
+    let before = c.rollout(&tenant);
+    c.kubectl(&["delete", "tenantrollout", "default", "-n", &tenant]).unwrap();
+    let status = c.until(&tenant, "it is made anew", |s| s["stable"]["version"] == "1.1.0");
+    assert_ne!(c.rollout(&tenant)["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(status["history"], before["status"]["history"]);
+    c.expect(&token, &tenant, "files/write", "allowed").await;
+    assert_eq!(kept().len(), 2);
+    // By hand, and without the digest that is looked at it is refused by name.
+    let undo = |digest: Option<&str>| {
+        let mut entry =
+            json!({"id": "undo", "actor": "kubernetes-admin", "action": "rollback", "reason": "writes are wrong"});
+        entry["actor"] = c.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).unwrap().into();
+        if let Some(digest) = digest {
+            entry["digest"] = digest.into();
+        }
+        let patch = json!([{"op": "add", "path": "/status/actions", "value": [entry]}]).to_string();
+        c.kubectl(&[
+            "patch",
+            "tenantrollout",
+            "default",
+            "-n",
+            &tenant,
+            "--subresource=status",
+            "--type=json",
+            "-p",
+            &patch,
+        ])
+    };
+    let why = undo(None).unwrap_err();
+    assert!(why.contains("digest is missing"), "{why}");
+    undo(Some(&digest(&two))).unwrap();
+    c.until(&tenant, "it is rolled back", |s| s["stable"]["version"] == "1.0.0");
+    c.expect(&token, &tenant, "files/write", "no_permit").await;
+}
+
+/// What callers report of their calls is in the records and in no budget.
+#[tokio::test]
+async fn caller_supplied_error_rate() {
+    let c = cluster();
+    let tenant = c.namespace("outcomes").await;
+    let stage = json!({"percent": 100, "minSeconds": 0, "minDecisions": 20, "gate": "Manual"});
+    c.apply(&tenant, &rollout(&[], json!({"stages": [stage]}))).unwrap();
+    c.put(&tenant, &spec("1.0.0", &[READS]));
+    let token = c.coder(&tenant).await;
+    c.expect(&token, &tenant, "files/read", "allowed").await;
+    c.apply(&tenant, &package(&spec("1.1.0", &["// Said anew.", READS])).1).unwrap();
+    c.until(&tenant, "all sessions are the candidate's", |s| s["percent"] == 100);
+    for _ in 0..30 {
+        let (status, body) = c.check(&token, &tenant, &call("coder", "files/read", json!({}))).await;
+        assert_eq!((status, &body["decision"]), (200, &json!(true)), "{body}");
+        let path = format!("/tenants/{tenant}/decisions/{}/outcome", body["context"]["decision_id"].as_str().unwrap());
+        let said =
+            c.http().post(&path, &token, &json!({"outcome": "tool_error", "duration_ms": 3_600_000})).await.unwrap();
+        assert!(said.status < 300, "{} {}", said.status, said.text);
+    }
+    // They are counted, and what was said of them is not: it waits at its gate with nothing failed.
+    let status = c.until(&tenant, "all are counted", |s| {
+        let checks = s["verdict"]["checks"].as_array();
+        let samples = checks.and_then(|all| all.iter().find(|k| k["name"] == "samples"));
+        samples.is_some_and(|k| k["result"] == "Pass") && s["hold"]["reason"] == "Gate"
+    });
+    assert_eq!((&status["percent"], &status["candidate"]["version"]), (&json!(100), &json!("1.1.0")), "{status}");
+    let failed = |k: &&Value| k["result"] == "Fail";
+    let failed: Vec<&Value> = status["verdict"]["checks"].as_array().unwrap().iter().filter(failed).collect();
+    assert!(failed.is_empty(), "{failed:?}");
 }

@@ -367,10 +367,14 @@ pub struct HumanAction {
     #[schemars(range(min = 1))]
     pub revision: Option<i64>,
     /// Digest of the candidate, or for `rollback` of the package in force, that the writer looked at: if another one is there by
-    /// now, nothing is done.
+    /// now, nothing is done. `promote`, `promote-full` and `rollback` need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 71))]
     pub digest: Option<String>,
+    /// For `promote`: the stage that the writer looked at, from 1; 0 before stage one. If it is in another one by now, nothing is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub stage: Option<i64>,
     /// `http` where Remit wrote it for an authenticated person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]

@@ -244,6 +244,7 @@ impl Cluster {
                 reason: reason.clone(),
                 revision: to,
                 digest: subject(&rollout, kind)?,
+                stage: stage(&rollout, kind),
                 via: None,
             };
             let patch = Patch::Merge(append_action(&rollout, &action).map_err(Error::Full)?);
@@ -288,6 +289,12 @@ fn subject(rollout: &TenantRollout, kind: ActionKind) -> Result<Option<String>, 
             candidate.map(Some).ok_or(Error::Nothing("no rollout is under way"))
         }
     }
+}
+
+/// The stage that is looked at: of two who ask for the next one at once only one moves it.
+fn stage(rollout: &TenantRollout, kind: ActionKind) -> Option<i64> {
+    let status = rollout.status.as_ref().filter(|_| kind == ActionKind::Promote)?;
+    Some(status.stage.map_or(0, |stage| stage.saturating_add(1)))
 }
 
 /// The API server's refusal in short, and what helps.

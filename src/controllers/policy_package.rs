@@ -13,7 +13,6 @@ use crate::api::{PolicyPackage, PolicyPackageStatus, READY, RECONCILING, STALLED
 use crate::lifecycle::rollout::clip;
 use crate::package::Verdict;
 use crate::policy::{Refusal, RefusalCode};
-use crate::source::index::compromised;
 use crate::source::kubernetes::Guarded;
 
 /// What the controller is given.
@@ -49,7 +48,7 @@ pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<Action,
     let verdict = judge(&ctx, &tenant, &package.spec).await?;
     if tenant.is_platform && ctx.declared.as_deref() == Some(verdict.digest.as_str()) && verdict.overall().is_ok() {
         let key = verdict.signed.as_ref().ok().and_then(|v| v.public_key.as_ref()).map(|k| k.to_pem().to_owned());
-        super::tenant_rollout::keep_bytes(&ctx, &name, &package.spec, &verdict.digest, key, None, 1).await?;
+        super::tenant_rollout::keep_bytes(&ctx, &name, &package.spec, &verdict.digest, key, 1).await?;
     }
     let standing = standing(&ctx, &tenant, &verdict).await?;
     let now = Timestamp::now();
@@ -75,8 +74,7 @@ async fn standing(ctx: &Context, tenant: &TenantFacts, verdict: &Verdict) -> Res
     }
     let rollout = ctx.objects.rollout_of(&tenant.name);
     let stable = rollout.as_ref().and_then(|r| r.0.as_ref().ok()?.status.as_ref()?.stable.as_ref());
-    let compromised = compromised(&tenant.signers);
-    let left = |key: &Option<String>| key.as_ref().is_some_and(|k| compromised.contains(k));
+    let left = |key: &Option<String>| key.as_ref().is_some_and(|k| tenant.compromised.contains(k));
     if stable.is_some_and(|s| s.digest == verdict.digest && s.tenant_uid == tenant.uid && !left(&s.key_fingerprint)) {
         return Ok(Standing::InForce);
     }

@@ -50,7 +50,7 @@ const SINCE_SECONDS: i64 = 604_800;
 const MIN_DECISIONS: i64 = 20;
 /// When a rollout that waits because too little could be replayed is replayed anew, over what was decided since.
 const RENEW_SHORT: SignedDuration = SignedDuration::from_mins(10);
-/// When any result is too old for a rollout that still waits.
+/// When any result is too old: what was decided since is not in it. A rollout then waits for a new one.
 const RENEW: SignedDuration = SignedDuration::from_hours(24);
 /// When a run that failed is tried again for a rollout.
 const RETRY_FAILED: SignedDuration = SignedDuration::from_secs(30);
@@ -143,11 +143,13 @@ impl ReplayRunner {
         let newest = self.store.newest_run(uid, &key, None).await?;
         let completed = self.store.newest_run(uid, &key, Some(ReplayState::Completed)).await?;
         let found = completed.and_then(|run| Some((run.finished?, result(&run, question)?)));
+        // One that finished in the future (a clock was put back) is no younger.
+        let found = found.filter(|(finished, _)| now.duration_since(*finished).abs() <= RENEW);
         let under_way = newest.as_ref().is_some_and(|run| !run.state.finished());
         if let Some((finished, summary)) = found {
             let needed = u64::try_from(wanted.min_decisions.unwrap_or(MIN_DECISIONS)).unwrap_or_default();
-            let good_for = if replayed_that_count(&summary, needed) < needed { RENEW_SHORT } else { RENEW };
-            if !under_way && now.duration_since(finished) > good_for {
+            let short = replayed_that_count(&summary, needed) < needed && now.duration_since(finished) > RENEW_SHORT;
+            if short && !under_way {
                 self.begin(question, wanted, key, now).await?;
             }
             return Ok(Progress::Done(summary));

@@ -1,14 +1,19 @@
 //! What verification says of a PolicyPackage of the cluster now: what the cluster knows of its tenant, put to the one judge.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 
 use super::{Context, ReconcileError};
-use crate::api::PolicyPackageSpec;
+use crate::api::{PolicyPackageSpec, RevokedReason};
 use crate::package::Verdict;
-use crate::policy::{Signer, VerifyContext, base_platform, signature_needed};
-use crate::source::index::signers;
-use crate::source::judge;
+use crate::policy::{
+    CompiledPackage, Refusal, RefusalCode, Side, Signer, VerifyContext, base_platform, signature_needed,
+};
+use crate::source::index::{compromised, signers};
+use crate::source::judge::{self, failing_test};
 use crate::store::StoreError;
 
 /// What is known of a tenant before any of its packages is looked at.
@@ -19,8 +24,10 @@ pub struct TenantFacts {
     pub uid: String,
     /// Whether it is the operator's own.
     pub is_platform: bool,
-    /// Every PolicySigner that can be read.
+    /// Every PolicySigner that can be read; one whose key was ever compromised here is so still, whatever its object says.
     pub signers: Vec<Signer>,
+    /// Fingerprints that are declared compromised, or were when this namespace was looked at: also of signers that are gone.
+    pub compromised: BTreeSet<String>,
     /// Whether a new package must be signed.
     pub signature_needed: bool,
 }
@@ -30,14 +37,54 @@ impl TenantFacts {
     pub async fn read(ctx: &Context, namespace: &Namespace) -> Result<Self, ReconcileError> {
         let (name, uid) = (namespace.name_any(), namespace.uid().unwrap_or_default());
         let is_platform = name == ctx.namespace;
-        let signers = signers(&ctx.objects);
+        let mut signers = signers(&ctx.objects);
+        let compromised = compromised_here(ctx, &uid, &mut signers).await?;
         let mut seen = ctx.store.signer_seen(&uid).await?;
         if !seen && signers.iter().any(|s| s.covers(&name, is_platform)) {
             ctx.store.remember_signer(&uid).await?;
             seen = true;
         }
         let signature_needed = signature_needed(ctx.mode, &name, is_platform, &signers, seen);
-        Ok(Self { name, uid, is_platform, signers, signature_needed })
+        Ok(Self { name, uid, is_platform, signers, compromised, signature_needed })
+    }
+}
+
+/// Remembers for ever which keys are compromised, so that nobody makes one good again by deleting its PolicySigner.
+async fn compromised_here(
+    ctx: &Context,
+    tenant_uid: &str,
+    signers: &mut [Signer],
+) -> Result<BTreeSet<String>, ReconcileError> {
+    let mut all = ctx.store.compromised_keys(tenant_uid).await?;
+    let new: Vec<String> = compromised(signers).difference(&all).cloned().collect();
+    if !new.is_empty() {
+        ctx.store.remember_compromised(tenant_uid, &new).await?;
+        all.extend(new);
+    }
+    for signer in signers.iter_mut().filter(|s| all.contains(s.key.fingerprint())) {
+        signer.revoked = Some(RevokedReason::Compromised);
+    }
+    Ok(all)
+}
+
+/// Why a package of the history could not come into force now: it does not compile under today's schema, or its tests fail under the
+/// platform's packages of today. None: nothing stands in the way.
+pub async fn obstacle(ctx: &Context, spec: &PolicyPackageSpec, digest: &str) -> Result<Option<Refusal>, StoreError> {
+    let compiled = match ctx.compiler.compile(spec, digest, Side::Tenant).await? {
+        Ok(compiled) => compiled,
+        Err(refusals) => {
+            let unknown = || Refusal::new(RefusalCode::Malformed, "the package does not compile");
+            return Ok(Some(refusals.first().cloned().unwrap_or_else(unknown)));
+        }
+    };
+    Ok(failing_test(&ctx.tests, spec, &compiled, platform(ctx)).await)
+}
+
+/// The platform's packages of today, base first.
+fn platform(ctx: &Context) -> Vec<Arc<CompiledPackage>> {
+    match &ctx.snapshot.load().platform {
+        Some(Ok(packages)) => packages.clone(),
+        _ => vec![base_platform()],
     }
 }
 
@@ -57,9 +104,5 @@ pub async fn judge(ctx: &Context, tenant: &TenantFacts, spec: &PolicyPackageSpec
         now: jiff::Timestamp::now(),
         high_water,
     };
-    let platform = match &ctx.snapshot.load().platform {
-        Some(Ok(packages)) => packages.clone(),
-        _ => vec![base_platform()],
-    };
-    Ok(judge::judge(&ctx.compiler, &ctx.tests, spec, &verify, platform).await?)
+    Ok(judge::judge(&ctx.compiler, &ctx.tests, spec, &verify, platform(ctx)).await?)
 }

@@ -12,11 +12,11 @@ use crate::api::{
     append_action,
 };
 use crate::controllers::Context;
+use crate::controllers::verdict::obstacle;
 use crate::lifecycle::evidence::Window;
-use crate::policy::{Refusal, RefusalCode, Side, base_platform};
+use crate::policy::Refusal;
 use crate::server::{BoxFuture, ControlError, RolloutControl};
 use crate::source::index::{find_bytes, signers};
-use crate::source::judge::failing_test;
 use crate::source::kubernetes::{SourceError, call};
 use crate::source::recorded::check;
 use crate::store::{RolloutRecord, StoreError};
@@ -114,20 +114,7 @@ impl RolloutControl for Control {
         spec: &'a PolicyPackageSpec,
         digest: &'a str,
     ) -> BoxFuture<'a, Result<Option<Refusal>, StoreError>> {
-        Box::pin(async move {
-            let compiled = match self.0.compiler.compile(spec, digest, Side::Tenant).await? {
-                Ok(compiled) => compiled,
-                Err(refusals) => {
-                    let unknown = || Refusal::new(RefusalCode::Malformed, "the package does not compile");
-                    return Ok(Some(refusals.first().cloned().unwrap_or_else(unknown)));
-                }
-            };
-            let platform = match &self.0.snapshot.load().platform {
-                Some(Ok(packages)) => packages.clone(),
-                _ => vec![base_platform()],
-            };
-            Ok(failing_test(&self.0.tests, spec, &compiled, platform).await)
-        })
+        Box::pin(obstacle(&self.0, spec, digest))
     }
 
     fn window<'a>(

@@ -16,6 +16,7 @@ use super::error::HttpError;
 use super::policies::{Params, PolicyName, policy, reader, version};
 use super::rollouts::{action, ask, check_reason, control, needs, not_kept, read, rollout};
 use crate::api::{ActionKind, HumanAction, PolicyPackageSpec, RevisionStatus, TenantRollout, Tool};
+use crate::lifecycle::rollout::left_compromised;
 use crate::policy::texts;
 use crate::store::{InForceRow, PolicyVersion};
 
@@ -62,7 +63,18 @@ pub async fn rollback(State(state): State<AppState>, params: Params, request: Re
     };
     let next = state.store.version(&who.uid, &name.package, &name.policy, wanted.version + 1).await.map_err(failed)?;
     let recorded = state.store.in_force(&who.uid).await.map_err(failed)?;
-    let target = target(&recorded, &wanted, next.as_ref(), &there).ok_or_else(|| {
+    let compromised = state.store.compromised_keys(&who.uid).await.map_err(failed)?;
+    let (good, left) = targets(&recorded, &wanted, next.as_ref(), &there, &compromised);
+    if let (None, Some(left)) = (&good, &left) {
+        return Err(conflict(
+            "compromised_key",
+            format!(
+                "{} {} (revision {}) was signed with a compromised key.",
+                left.package, left.version, left.revision
+            ),
+        ));
+    }
+    let target = good.ok_or_else(|| {
         not_kept(format!(
             "No revision in the history (spec.revisionHistoryLimit) has {name} in version {}; `GET …/versions/{}` still has its text.",
             wanted.version, wanted.version
@@ -114,24 +126,34 @@ fn conflict(code: &'static str, message: String) -> HttpError {
     HttpError::new(StatusCode::CONFLICT, code, message)
 }
 
-/// The newest revision that was in force and whose bytes are kept, in which the policy has this version: from the one that brought it up
-/// to the one that brought the next.
-fn target(
+/// The newest revisions that were in force and are in the history, in which the policy has this version: from the one that brought it up to
+/// the one that brought the next. First one by a good key, or unsigned; then one by a key that is compromised, or that left for that.
+fn targets(
     recorded: &[InForceRow],
     wanted: &PolicyVersion,
     next: Option<&PolicyVersion>,
     rollout: &TenantRollout,
-) -> Option<RevisionStatus> {
-    let status = rollout.status.as_ref()?;
+    compromised: &BTreeSet<String>,
+) -> (Option<RevisionStatus>, Option<RevisionStatus>) {
+    let Some(status) = rollout.status.as_ref() else { return (None, None) };
+    let left: BTreeSet<&str> = status
+        .history
+        .iter()
+        .filter(|h| left_compromised(h))
+        .filter_map(|h| h.revision.key_fingerprint.as_deref())
+        .chain(compromised.iter().map(String::as_str))
+        .collect();
+    let bad = |r: &RevisionStatus| r.key_fingerprint.as_deref().is_some_and(|k| left.contains(k));
     let has = |row: &&InForceRow| {
         row.revision >= wanted.revision && next.is_none_or(|n| row.revision < n.revision) && !row.digest.is_empty()
     };
-    let newest_first = recorded.iter().filter(has);
     let kept = |row: &InForceRow| {
         let all = status.stable.iter().chain(status.history.iter().map(|h| &h.revision));
         all.into_iter().find(|r| r.revision == row.revision && r.digest == row.digest).cloned()
     };
-    newest_first.filter_map(kept).next()
+    let newest_first: Vec<RevisionStatus> = recorded.iter().filter(has).filter_map(kept).collect();
+    let find = |wanted: bool| newest_first.iter().find(|r| bad(r) == wanted).cloned();
+    (find(false), find(true))
 }
 
 /// What else becomes different.

@@ -266,6 +266,31 @@ async fn a_policy_goes_back_to_nothing_that_can_not_come_into_force() {
     assert!(control.appended.lock().unwrap().is_empty(), "nothing was asked of the rollout");
 }
 
+/// What was signed with a key that was compromised since does not come back, also where nothing declares that key any more.
+#[tokio::test]
+async fn a_policy_goes_back_to_nothing_by_a_compromised_key() {
+    let (world, control) = three().await;
+    let path = format!("{POLICIES}/a/rollback");
+    let ask = json!({"version": 2, "reason": "r"});
+    let second = |s: &mut TenantRolloutStatus, change: &dyn Fn(&mut HistoryEntry)| {
+        change(s.history.iter_mut().find(|h| h.revision.revision == 2).unwrap());
+    };
+    control.status(|s| second(s, &|h| h.revision.key_fingerprint = Some("k".into())));
+    world.store.remember_compromised("uid-other", &["k".to_owned()]).await.unwrap();
+    assert_eq!(world.post("admin", &path, &ask).await.status, 200, "of another namespace");
+    control.appended.lock().unwrap().clear();
+    control.status(|s| second(s, &|h| (h.phase, h.cause) = ("rolled_back".into(), "SignerCompromised".into())));
+    assert_eq!(world.post("admin", &path, &ask).await.code(), (409, "compromised_key"));
+    control.status(|s| second(s, &|h| (h.phase, h.cause) = ("completed".into(), "SignerCompromised".into())));
+    assert_eq!(world.post("admin", &path, &ask).await.status, 200, "it came in the place of such a one");
+    control.appended.lock().unwrap().clear();
+    world.store.remember_compromised("uid-acme", &["k".to_owned()]).await.unwrap();
+    let reply = world.post("admin", &path, &ask).await;
+    assert_eq!(reply.code(), (409, "compromised_key"), "{}", reply.text);
+    assert!(reply.body["message"].as_str().unwrap().contains("revision 2"), "{}", reply.text);
+    assert!(control.appended.lock().unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn what_the_rollout_refuses_or_leaves_is_told() {
     let (world, control) = three().await;

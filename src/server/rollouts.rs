@@ -382,8 +382,15 @@ pub async fn act(State(state): State<AppState>, params: Params, request: Request
     if let Some(to) = body.to.filter(|to| revision_of(&there, *to).is_none()) {
         return Err(HttpError::not_found("unknown_rollout", format!("to: this tenant has no rollout {to}.")));
     }
-    let action =
-        HumanAction { reason: body.reason, revision: body.to, digest: Some(of.digest.clone()), ..action(&who, kind) };
+    let stage = there.status.as_ref().and_then(|s| s.stage).map_or(0, |stage| stage.saturating_add(1));
+    let action = HumanAction {
+        reason: body.reason,
+        revision: body.to,
+        digest: Some(of.digest.clone()),
+        // Of two who ask for the next stage at once only one moves it.
+        stage: (kind == ActionKind::Promote).then_some(stage),
+        ..action(&who, kind)
+    };
     let result = ask(&state, &who, action).await?;
     Ok(result.response(&who, json!({"id": of.id})))
 }

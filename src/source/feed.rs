@@ -3,7 +3,7 @@
 //! A set comes into force as a whole or not at all: it must never take one file's change without the other's, and never let a broken
 //! edit replace what is in force, nor make an older package come into force in the place of the broken one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,7 +197,9 @@ fn choose(spec: &TenantRolloutSpec, tenant: &str, uid: &str, candidates: &[Candi
         recorded: &[],
         failed: &[],
         keys: &Keys::default(),
-        kept: &std::collections::BTreeSet::new(),
+        kept: &BTreeSet::new(),
+        obstacles: &BTreeMap::new(),
+        epoch_in_use: 0,
         load_error: None,
         candidate_error: None,
         platform: &[],

@@ -30,8 +30,9 @@ const COALESCE: Duration = Duration::from_millis(1);
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Why the packages of a namespace can't be loaded here, for its rollout to say: the one in force, and the candidate.
+/// And the epoch of the status that is acted by.
 #[derive(Default)]
-pub struct Faults(Mutex<HashMap<String, Fault>>);
+pub struct Faults(Mutex<HashMap<String, Fault>>, Mutex<HashMap<String, i64>>);
 
 /// Why what can't be loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,6 +50,19 @@ impl Faults {
     /// Why the candidate can't be loaded, if it can't. Its sessions are denied here meanwhile.
     pub fn candidate(&self, namespace: &str) -> Option<String> {
         self.of(namespace).candidate
+    }
+
+    /// The epoch that this replica acts by; 0: by none. A status of a lower one it does not follow.
+    pub fn epoch_in_use(&self, namespace: &str) -> i64 {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).get(namespace).copied().unwrap_or_default()
+    }
+
+    fn acts_by(&self, namespace: &str, epoch: i64) {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.into(), epoch);
+    }
+
+    fn acts_by_none(&self, namespace: &str) {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
     }
 
     fn of(&self, namespace: &str) -> Fault {
@@ -251,6 +265,7 @@ impl Index {
         self.tenants.remove(name);
         self.loaded.remove(name);
         self.routing.remove(name);
+        self.faults.acts_by_none(name);
     }
 
     /// One tenant; why its packages can't be loaded, and whether that may pass by itself.
@@ -280,6 +295,7 @@ impl Index {
             Some(rollout) => Routing::of(rollout, self.routing.get(&name)),
             None => Routing::default(),
         };
+        self.faults.acts_by(&name, routing.epoch());
         self.routing.insert(name.clone(), routing.clone());
         let bad = |s: &RevisionStatus| s.key_fingerprint.as_ref().is_some_and(|k| compromised.contains(k));
         // A re-created namespace inherits nothing: a fact with another UID is none.

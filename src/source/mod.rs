@@ -14,5 +14,5 @@ pub mod kubernetes;
 mod object;
 pub mod past;
 pub mod recorded;
-mod routing;
+pub mod routing;
 pub mod snapshot;

@@ -26,6 +26,11 @@ pub struct Routing {
 }
 
 impl Routing {
+    /// Epoch of the status that is acted by.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
     /// What to act by from now on. `in_use`: what was acted by until now.
     pub fn of(rollout: &TenantRollout, in_use: Option<&Routing>) -> Self {
         let object = rollout.metadata.uid.clone().unwrap_or_default();

@@ -331,3 +331,14 @@ pub async fn pages_end_by_bytes<S: Journal + Store + Replays>(store: &S) {
     }
     assert_eq!(read, RECORDS);
 }
+
+/// Compromised keys are remembered by namespace, also after nothing declares them any more.
+pub async fn compromised_keys_stay_known<S: Store>(store: &S) {
+    let keys = |all: &[&str]| all.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>();
+    assert!(store.compromised_keys("u").await.unwrap().is_empty());
+    store.remember_compromised("u", &keys(&["b", "a"])).await.unwrap();
+    store.remember_compromised("u", &keys(&["a", "c"])).await.unwrap();
+    store.remember_compromised("u", &[]).await.unwrap();
+    assert_eq!(store.compromised_keys("u").await.unwrap().into_iter().collect::<Vec<_>>(), keys(&["a", "b", "c"]));
+    assert!(store.compromised_keys("v").await.unwrap().is_empty());
+}

@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides anything.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -251,6 +252,10 @@ pub trait Store: History + Send + Sync {
     fn signer_seen<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, bool>;
     /// Remembers that a signer covers this tenant.
     fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()>;
+    /// Fingerprints of keys that were ever declared compromised while this namespace was there.
+    fn compromised_keys<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, BTreeSet<String>>;
+    /// Remembers, for ever, that these keys are compromised for this namespace.
+    fn remember_compromised<'a>(&'a self, tenant_uid: &'a str, fingerprints: &'a [String]) -> StoreFuture<'a, ()>;
     /// Digests whose parsing was begun and never ended in `QUARANTINE_AFTER` processes: their bytes kill the process.
     fn quarantined(&self) -> StoreFuture<'_, Vec<String>>;
     /// Notes, before parsing, that it begins.

@@ -3,6 +3,7 @@
 //! A topic has a file of its own, with functions over a connection or pool. Every call ends within a bound: a server that has gone
 //! away without a word must not hold a task. Nothing here decides anything, and nothing here is on a check's way.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -215,6 +216,14 @@ impl Store for PostgresStore {
 
     fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()> {
         self.call(ledger::remember_signer(&self.pool, tenant_uid))
+    }
+
+    fn compromised_keys<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, BTreeSet<String>> {
+        self.call(ledger::compromised_keys(&self.pool, tenant_uid))
+    }
+
+    fn remember_compromised<'a>(&'a self, tenant_uid: &'a str, fingerprints: &'a [String]) -> StoreFuture<'a, ()> {
+        self.call(ledger::remember_compromised(&self.pool, tenant_uid, fingerprints))
     }
 
     fn quarantined(&self) -> StoreFuture<'_, Vec<String>> {

@@ -4,6 +4,7 @@
 //! A reader sees what this replica has answered: a listing waits for the shipping of what was committed before it, as long as that
 //! does not take long.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -347,6 +348,14 @@ impl Store for ReplicatedStore {
 
     fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()> {
         self.postgres.remember_signer(tenant_uid)
+    }
+
+    fn compromised_keys<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, BTreeSet<String>> {
+        self.postgres.compromised_keys(tenant_uid)
+    }
+
+    fn remember_compromised<'a>(&'a self, tenant_uid: &'a str, fingerprints: &'a [String]) -> StoreFuture<'a, ()> {
+        self.postgres.remember_compromised(tenant_uid, fingerprints)
     }
 
     /// What ended parsers of this process, and of the others as far as shipping has heard: loading a package waits for no database.

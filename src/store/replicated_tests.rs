@@ -123,6 +123,11 @@ async fn a_signer_stays_seen() {
 }
 
 #[tokio::test]
+async fn compromised_keys_stay_known() {
+    contract::compromised_keys_stay_known(&*fresh().await.2).await;
+}
+
+#[tokio::test]
 async fn retention_leaves_a_tombstone() {
     contract::retention_leaves_a_tombstone(&*fresh().await.2, &key().verifying_key()).await;
 }

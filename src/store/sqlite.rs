@@ -2,6 +2,7 @@
 //!
 //! WAL; one connection writes, a pool reads, one copies the WAL back in the background. Nothing here decides anything.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
@@ -359,6 +360,7 @@ fn migrator() -> Migrator {
         of(5, "rollouts", include_str!("../../migrations/sqlite/0005_rollouts.sql")),
         of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
         of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
+        of(9, "compromised", include_str!("../../migrations/sqlite/0009_compromised.sql")),
     ])
 }
 
@@ -507,6 +509,15 @@ impl Store for SqliteStore {
 
     fn remember_signer<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, ()> {
         Box::pin(async move { self.write(Write::Signer(tenant_uid.to_owned())).await.map(drop) })
+    }
+
+    fn compromised_keys<'a>(&'a self, tenant_uid: &'a str) -> StoreFuture<'a, BTreeSet<String>> {
+        Box::pin(ledger::compromised_keys(&self.readers, tenant_uid))
+    }
+
+    fn remember_compromised<'a>(&'a self, tenant_uid: &'a str, fingerprints: &'a [String]) -> StoreFuture<'a, ()> {
+        let write = Write::Compromised(tenant_uid.to_owned(), fingerprints.to_vec());
+        Box::pin(async move { self.write(write).await.map(drop) })
     }
 
     fn quarantined(&self) -> StoreFuture<'_, Vec<String>> {

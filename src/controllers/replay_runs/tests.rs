@@ -182,3 +182,24 @@ fn namespaces_take_turns_however_many_runs_one_has() {
     assert_eq!(turns.next(vec![run("u-c", "c00")]).unwrap().id, "c00", "others have finished");
     assert!(turns.next(vec![]).is_none());
 }
+
+/// A result of long ago says nothing of what was decided since: it is made anew, and waited for.
+#[tokio::test]
+async fn an_old_replay_counts_for_a_rollout() {
+    let mut past = Kept::default();
+    let (baseline, candidate) = (past.keep(READS), past.keep(ALL));
+    let world = World::over(past).await;
+    let asked = question(&baseline, &candidate);
+    let Progress::Done(old) = world.ended(&asked).await else { panic!("it can be carried out") };
+    world.stop.send_replace(true);
+    let key = key_of(&asked, &RolloutReplay::default());
+    let finished = world.store.newest_run("uid-acme", &key, None).await.unwrap().unwrap().finished.unwrap();
+    assert_eq!(world.at(&asked, finished + RENEW).await, Progress::Done(old.clone()), "of the last day");
+    let day_after = finished + RENEW + SignedDuration::from_secs(1);
+    assert_eq!(world.at(&asked, day_after).await, Progress::Running { done: 0, total: 0 });
+    assert_eq!(world.at(&asked, day_after).await, Progress::Running { done: 0, total: 0 }, "one is enough");
+    let new = world.store.newest_run("uid-acme", &key, None).await.unwrap().unwrap();
+    assert!(new.id != old.run && !new.state.finished());
+    let until = new.spec.selection.until.unwrap().0;
+    assert!(until >= finished + RENEW, "over what was decided until now: {until}");
+}

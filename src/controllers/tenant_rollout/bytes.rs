@@ -1,17 +1,20 @@
-//! The bytes of packages, as ControllerRevisions that the rollout owns: of what is in force, on its way or in the history.
+//! The bytes of packages, as ControllerRevisions: of what is in force, on its way or in the history.
+//!
+//! They belong to the namespace, not to the rollout: whoever deletes that loses neither what is in force nor what could be gone back to.
+//! Only Remit deletes them, beyond the history limit, and the namespace's own end.
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
-use kube::api::{DeleteParams, Preconditions};
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Resource, ResourceExt};
+use serde_json::json;
 
 use super::pass::Pass;
 use super::{Context, ReconcileError, by_remit};
-use crate::api::{GROUP, MANAGER, PolicyPackageSpec, RevisionStatus, TenantRollout, TenantRolloutStatus, VERSION};
+use crate::api::{MANAGER, PolicyPackageSpec, RevisionStatus, TenantRolloutStatus};
 use crate::lifecycle::rollout::revision_name;
 use crate::source::index::find_bytes;
 use crate::source::kubernetes::call;
@@ -24,44 +27,65 @@ impl Pass<'_> {
         digest: &str,
         key: Option<String>,
     ) -> Result<(), ReconcileError> {
-        keep_bytes(self.ctx, &self.tenant.name, spec, digest, key, Some(owner(self.rollout)), 1).await
+        keep_bytes(self.ctx, &self.tenant.name, spec, digest, key, 1).await
     }
 
-    /// Makes the ControllerRevision of what is in force, or on its way, anew where somebody deleted it, or where its owner is a rollout that is gone
-    /// (the garbage collector is about to take it).
+    /// Makes the ControllerRevision of what is in force, or on its way, anew where somebody deleted it. What former releases kept as a part
+    /// of the rollout is made free of it: with its rollout the garbage collector would take it.
     pub(super) async fn heal(&self, status: &TenantRolloutStatus) -> Result<(), ReconcileError> {
         for revision in status.stable.iter().chain(&status.candidate) {
             self.heal_one(revision).await?;
         }
+        let owned =
+            self.ctx.objects.revisions.state_filter(|r| {
+                r.namespace().as_deref() == Some(&self.tenant.name) && !r.owner_references().is_empty()
+            });
+        for revision in owned {
+            self.free(&revision).await;
+        }
         Ok(())
     }
 
-    async fn heal_one(&self, stable: &RevisionStatus) -> Result<(), ReconcileError> {
-        let name = stable.controller_revision.clone().unwrap_or_else(|| revision_name(&stable.digest));
-        let there = self.ctx.objects.revisions.get(&ObjectRef::new(&name).within(&self.tenant.name));
-        let uid = self.rollout.uid().unwrap_or_default();
-        if there.is_some_and(|r| r.owner_references().iter().any(|o| o.uid == uid)) {
+    async fn heal_one(&self, revision: &RevisionStatus) -> Result<(), ReconcileError> {
+        let name = revision.controller_revision.clone().unwrap_or_else(|| revision_name(&revision.digest));
+        if self.ctx.objects.revisions.get(&ObjectRef::new(&name).within(&self.tenant.name)).is_some() {
             return Ok(());
         }
-        let Ok(bytes) = find_bytes(&self.ctx.objects, &self.tenant.name, stable, &self.tenant.signers) else {
+        let Ok(bytes) = find_bytes(&self.ctx.objects, &self.tenant.name, revision, &self.tenant.signers) else {
             return Ok(());
         };
-        if check(&bytes, stable, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok() {
-            self.keep(&bytes.spec, &stable.digest, bytes.public_key).await?;
+        if check(&bytes, revision, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok() {
+            self.keep(&bytes.spec, &revision.digest, bytes.public_key).await?;
         }
         Ok(())
     }
 
-    /// Deletes bytes that no revision in the history refers to. Only what this rollout owns.
+    /// Takes the owner from kept bytes. That it did not work is for the next pass: nothing waits for it.
+    async fn free(&self, revision: &ControllerRevision) {
+        let api = self.ctx.api::<ControllerRevision>(&self.tenant.name);
+        let patch = json!({"metadata": {"ownerReferences": null, "uid": revision.uid()}});
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let name = revision.name_any();
+        match call("controllerrevisions", api.patch(&name, &params, &Patch::Merge(patch))).await {
+            Ok(_) => tracing::info!(tenant = %self.tenant.name, %name, "package bytes belong to no rollout any more"),
+            Err(error) => {
+                tracing::warn!(tenant = %self.tenant.name, %name, %error, "package bytes still belong to their rollout")
+            }
+        }
+    }
+
+    /// Deletes bytes that no revision in the history refers to. Where no history is known nothing is deleted.
     pub(super) async fn prune(&self, status: &TenantRolloutStatus) -> Result<(), ReconcileError> {
         let entries = status.history.iter().map(|h| &h.revision).chain(&status.stable).chain(&status.candidate);
         let wanted: BTreeSet<String> = entries.map(|r| revision_name(&r.digest)).collect();
-        let uid = self.rollout.uid().unwrap_or_default();
+        if wanted.is_empty() {
+            return Ok(());
+        }
         let api = self.ctx.api::<ControllerRevision>(&self.tenant.name);
         let all = self.ctx.objects.revisions.state_filter(|r| {
             r.namespace().as_deref() == Some(&self.tenant.name)
                 && !wanted.contains(&r.name_any())
-                && r.owner_references().iter().any(|o| o.uid == uid)
+                && r.labels().get(BYTES_LABEL).is_some_and(|v| v == "true")
         });
         for old in all {
             let preconditions = Preconditions { uid: old.uid(), resource_version: old.resource_version() };
@@ -78,17 +102,6 @@ impl Pass<'_> {
     }
 }
 
-fn owner(rollout: &TenantRollout) -> OwnerReference {
-    OwnerReference {
-        api_version: format!("{GROUP}/{VERSION}"),
-        kind: TenantRollout::kind(&()).into_owned(),
-        name: rollout.name_any(),
-        uid: rollout.uid().unwrap_or_default(),
-        controller: Some(true),
-        block_owner_deletion: None,
-    }
-}
-
 /// Keeps a package's bytes as a ControllerRevision. One of the same name with other bytes (the same content, signed anew) is replaced.
 pub async fn keep_bytes(
     ctx: &Context,
@@ -96,7 +109,6 @@ pub async fn keep_bytes(
     spec: &PolicyPackageSpec,
     digest: &str,
     public_key: Option<String>,
-    owner: Option<OwnerReference>,
     revision: i64,
 ) -> Result<(), ReconcileError> {
     let name = revision_name(digest);
@@ -104,17 +116,12 @@ pub async fn keep_bytes(
     let data = serde_json::to_value(&bytes).map_err(|e| ReconcileError::Json("ControllerRevision.data", e))?;
     let api = ctx.api::<ControllerRevision>(namespace);
     let known = ctx.objects.revisions.get(&ObjectRef::new(&name).within(namespace));
-    let (same_data, same_owner) = known.as_ref().map_or((false, false), |k| {
-        let owned = owner.as_ref().is_none_or(|o| k.owner_references().iter().any(|r| r.uid == o.uid));
-        (k.data.0 == data, owned)
-    });
-    if same_data && same_owner {
+    if known.is_some_and(|k| k.data.0 == data && k.metadata.deletion_timestamp.is_none()) {
         return Ok(());
     }
     let mut kept =
         ControllerRevision { data: RawExtension(data), revision: Some(revision), ..ControllerRevision::default() };
     kept.metadata.name = Some(name.clone());
-    kept.metadata.owner_references = owner.clone().map(|o| vec![o]);
     kept.labels_mut().insert(BYTES_LABEL.into(), "true".into());
     kept.labels_mut().insert("app.kubernetes.io/managed-by".into(), MANAGER.into());
     match call("controllerrevisions", api.create(&by_remit(), &kept)).await {
@@ -123,15 +130,12 @@ pub async fn keep_bytes(
         Err(error) => return Err(error.into()),
     }
     let there = call("controllerrevisions", api.get_opt(&name)).await?;
-    let right = |k: &ControllerRevision| {
-        let owned = owner.as_ref().is_none_or(|o| k.owner_references().iter().any(|r| r.uid == o.uid));
-        k.data == kept.data && owned && k.metadata.deletion_timestamp.is_none()
-    };
+    let right = |k: &ControllerRevision| k.data == kept.data && k.metadata.deletion_timestamp.is_none();
     if there.as_ref().is_some_and(right) {
         return Ok(());
     }
-    // `data` can't be changed, and the garbage collector takes what belongs to a rollout that is gone.
-    tracing::info!(%namespace, %name, "package bytes are written anew: signed by another key, or owned by a rollout that is gone");
+    // `data` can't be changed.
+    tracing::info!(%namespace, %name, "package bytes are written anew: signed by another key, or about to be deleted");
     if let Some(old) = there {
         let preconditions = Some(Preconditions { uid: old.uid(), resource_version: None });
         match call("controllerrevisions", api.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }))

@@ -7,6 +7,7 @@ mod definition;
 mod evidence;
 mod numbers;
 mod pass;
+mod targets;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,11 +129,13 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
     let rollout = match rollout {
         Some(rollout) if rollout.metadata.deletion_timestamp.is_some() => return Ok(Action::await_change()),
         Some(rollout) => rollout,
-        None if packages.is_empty() => return Ok(published.map(|()| Action::await_change())?),
         None => {
             let objects = packages.len() + ctx.objects.agents_of(&name).len();
-            // Where something was in force the rollout was deleted: that is put right at once.
+            // Where something was in force the rollout was deleted: that is put right at once, also where no package object is there.
             let first = ctx.store.in_force(&tenant.uid).await?.is_empty();
+            if first && packages.is_empty() {
+                return Ok(published.map(|()| Action::await_change())?);
+            }
             if let Some(wait) = ctx.quiet.left(&name, objects, Instant::now()).filter(|_| first) {
                 return Ok(Action::requeue(wait));
             }

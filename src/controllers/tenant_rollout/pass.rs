@@ -23,11 +23,9 @@ use crate::controllers::arrival::arrival;
 use crate::controllers::verdict::{TenantFacts, judge};
 use crate::controllers::{apply_status, until};
 use crate::fault;
-use crate::lifecycle::rollout::{
-    Candidate, Effect, Keys, Next, Observation, is_exact, resume, revision, spec_hash, step,
-};
+use crate::lifecycle::rollout::{Candidate, Effect, Keys, Next, Observation, is_exact, resume, revision, spec_hash};
 use crate::policy::parse_version;
-use crate::source::index::{compromised, find_bytes};
+use crate::source::index::find_bytes;
 use crate::source::kubernetes::{Guarded, call};
 use crate::source::recorded::check;
 use crate::store::{InForceRow, Rollback, RolloutCommit};
@@ -67,7 +65,7 @@ impl Pass<'_> {
         let recorded = ctx.store.in_force(&tenant.uid).await?;
         let failed = ctx.rollout.store.rollout_failures(&tenant.uid, &spec_hash(&self.rollout.spec)).await?;
         let judged = self.judged().await?;
-        let compromised = compromised(&tenant.signers);
+        let compromised = tenant.compromised.clone();
         let covering = tenant.signers.iter().filter(|s| s.covers(&tenant.name, false));
         let good = covering.map(|s| s.key.fingerprint().to_owned()).filter(|k| !compromised.contains(k)).collect();
         let fault = ctx.faults.get(&tenant.name);
@@ -80,7 +78,7 @@ impl Pass<'_> {
             Some(Ok(packages)) => packages.iter().map(|p| p.digest().to_owned()).collect(),
             _ => Vec::new(),
         };
-        let keys = Keys { good, compromised };
+        let keys = Keys { good, compromised, required: tenant.signature_needed };
         let gap = ctx.rollout.definition.gap(&ctx.client, false).await?;
         let mut o = Observation {
             spec: &self.rollout.spec,
@@ -94,6 +92,8 @@ impl Pass<'_> {
             failed: &failed,
             keys: &keys,
             kept: &BTreeSet::new(),
+            obstacles: &BTreeMap::new(),
+            epoch_in_use: ctx.faults.epoch_in_use(&tenant.name),
             load_error: fault.as_deref(),
             candidate_error: candidate_fault.as_deref(),
             platform: &platform,
@@ -110,14 +110,14 @@ impl Pass<'_> {
         o.evidence = looked.evidence();
         o.window = looked.window.as_ref();
         o.stage_decisions = looked.stage_decisions;
-        let mut next = step(&o);
+        let mut next = self.step(&o, &judged.bytes).await?;
         // Before a candidate starts the installed definition is read once more: a budget that it drops would not be there.
         let fresh;
         if gap.is_none() && starts(&next) {
             fresh = ctx.rollout.definition.gap(&ctx.client, true).await?;
             if fresh.is_some() {
                 o.schema_gap = fresh.as_deref();
-                next = step(&o);
+                next = self.step(&o, &judged.bytes).await?;
             }
         }
         let action = self.carry_out(&next, &judged, &looked, now).await?;
@@ -229,6 +229,10 @@ impl Pass<'_> {
                     let there = call("tenantrollouts", api.get_opt(DEFAULT_NAME)).await?;
                     // Another object of this name is told by its own pass.
                     let Some(there) = there.filter(|t| t.uid() == self.rollout.uid()) else { return Err(error) };
+                    // One that is farther was written by somebody who has read a newer step.
+                    if there.status.as_ref().is_some_and(|s| s.epoch > status.epoch) {
+                        return Err(error);
+                    }
                     newer = Some(there);
                     tries -= 1;
                 }

@@ -4,6 +4,7 @@
 //! that a list that is filled up holds back nobody.
 
 use super::Pass;
+use super::history::left_compromised;
 use super::stages::Standing;
 use super::words::{clip_to, named};
 use crate::api::{HandledAction, HistoryEntry, HoldReason, HumanAction, RevisionStatus};
@@ -115,8 +116,16 @@ impl Pass<'_> {
     }
 
     fn promote(&mut self, a: &HumanAction) -> Result<String, String> {
+        looked_at(a)?;
         let candidate = self.candidate_of(a)?;
+        // One entry moves it by one stage. Who asked beside another one has not seen this stage.
+        if self.advanced() || a.stage.is_some_and(|stage| stage != self.stage_number()) {
+            return Err(format!("{} {} by now: this asks for a stage that is past", named(&candidate), self.share()));
+        }
         self.not_paused()?;
+        if self.status.stable.is_none() {
+            return Err("nothing is in force that it could be compared with; promote --full puts it in force".into());
+        }
         let evidence = self.status.stage.is_none() || self.status.evidence_platform != self.o.platform;
         match self.standing() {
             Standing::Fails(why) => return Err(why),
@@ -138,6 +147,7 @@ impl Pass<'_> {
 
     fn promote_full(&mut self, a: &HumanAction) -> Result<String, String> {
         let reason = reason_of(a)?;
+        looked_at(a)?;
         let candidate = self.candidate_of(a)?;
         self.not_paused()?;
         self.complete("PromotedUnchecked", Some(&a.actor), Some(format!("{}: {reason}", a.actor)));
@@ -148,7 +158,10 @@ impl Pass<'_> {
         let reason = reason_of(a)?;
         let candidate = self.candidate_of(a)?;
         self.abandon(&candidate, "Aborted", a, &reason);
-        Ok(format!("{} answers everybody", self.stable_name()))
+        Ok(match &self.status.stable {
+            Some(stable) => format!("{} answers everybody", named(stable)),
+            None => "nothing is in force, and everything is denied".into(),
+        })
     }
 
     fn abandon(&mut self, candidate: &RevisionStatus, cause: &'static str, a: &HumanAction, reason: &str) {
@@ -161,6 +174,7 @@ impl Pass<'_> {
     fn rollback(&mut self, a: &HumanAction) -> Result<String, String> {
         let reason = reason_of(a)?;
         let Some(stable) = self.status.stable.clone() else { return Err("nothing is in force".into()) };
+        looked_at(a)?;
         if a.digest.as_ref().is_some_and(|d| *d != stable.digest) {
             return Err(format!("{} ({}) is in force by now", named(&stable), stable.digest));
         }
@@ -177,12 +191,15 @@ impl Pass<'_> {
         Ok(format!("{} is in force", named(&target)))
     }
 
-    /// The revision to go back to: one that was in force for everyone, whose key is good and whose bytes are kept.
+    /// The revision to go back to: one that was in force for everyone, whose key is good, whose bytes are kept, and which compiles and
+    /// passes its tests as things are today.
     fn target(&self, number: Option<i64>, stable: &RevisionStatus) -> Result<RevisionStatus, String> {
         let recorded = |h: &HistoryEntry| self.o.recorded.iter().any(|r| r.revision == h.revision.revision);
         let completed = |h: &HistoryEntry| h.phase == "completed" || recorded(h);
-        let bad =
-            |h: &HistoryEntry| h.revision.key_fingerprint.as_ref().is_some_and(|k| self.o.keys.compromised.contains(k));
+        let compromised = self.compromised_here();
+        let bad = |h: &HistoryEntry| {
+            left_compromised(h) || h.revision.key_fingerprint.as_ref().is_some_and(|k| compromised.contains(k))
+        };
         let entry = match number {
             Some(n) => {
                 let entry = self.status.history.iter().find(|h| h.revision.revision == n);
@@ -219,11 +236,10 @@ impl Pass<'_> {
         if !self.o.kept.contains(&entry.revision.digest) {
             return Err(format!("the bytes of revision {n} ({name}) are not kept any more, or not right"));
         }
+        if let Some(why) = self.o.obstacles.get(&entry.revision.digest) {
+            return Err(format!("revision {n} ({name}) can't come into force as things are today: {why}"));
+        }
         Ok(entry.revision.clone())
-    }
-
-    fn stable_name(&self) -> String {
-        self.status.stable.as_ref().map_or("nothing".into(), named)
     }
 
     /// For the record, where nothing else records it.
@@ -237,7 +253,7 @@ impl Pass<'_> {
 }
 
 fn field_with_nul(a: &HumanAction) -> Option<&'static str> {
-    let HumanAction { id, actor, action, reason, digest, revision: _, via } = a;
+    let HumanAction { id, actor, action, reason, digest, revision: _, stage: _, via } = a;
     let fields = [
         ("id", Some(id)),
         ("actor", Some(actor)),
@@ -247,6 +263,17 @@ fn field_with_nul(a: &HumanAction) -> Option<&'static str> {
         ("via", via.as_ref()),
     ];
     fields.into_iter().find(|(_, text)| text.is_some_and(|text| text.contains('\0'))).map(|(field, _)| field)
+}
+
+/// What would come into force by it must be what the writer looked at.
+fn looked_at(a: &HumanAction) -> Result<(), String> {
+    match (&a.digest, a.action.as_str()) {
+        (Some(_), _) => Ok(()),
+        (None, "rollback") => {
+            Err("`digest` is missing: name the digest of the package in force (status.stable)".into())
+        }
+        (None, action) => Err(format!("{action}: `digest` is missing: name that of the candidate (status.candidate)")),
+    }
 }
 
 fn reason_of(a: &HumanAction) -> Result<String, String> {

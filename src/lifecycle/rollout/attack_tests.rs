@@ -2,9 +2,10 @@
 
 use super::tests::{UID, World, calm, example, replayed};
 use super::*;
-use crate::api::{Budgets, CheckResult, RevisionStatus, RolloutHold, RolloutPhase};
+use crate::api::{Budgets, CheckResult, RevisionStatus, RolloutHold, RolloutPhase, TenantRollout};
 use crate::lifecycle::drift::{Cause, Severity};
 use crate::lifecycle::evidence::{AgentCounts, AgentDrift, Shares};
+use crate::source::routing::Routing;
 
 /// A good replay of another change says nothing of this one, whichever part of the question differs.
 #[test]
@@ -118,7 +119,8 @@ fn forged_stage_in_status() {
     let evil =
         RevisionStatus { tenant_uid: UID.into(), digest: "sha256:evil".into(), revision: 9, ..Default::default() };
     type Forgery = Box<dyn Fn(&mut TenantRolloutStatus)>;
-    let forgeries: [(&str, Forgery); 7] = [
+    let forgeries: [(&str, Forgery); 8] = [
+        ("epoch alone", Box::new(|s| s.epoch = 7_000)),
         ("stage", Box::new(|s| (s.stage, s.percent) = (Some(2), Some(100)))),
         ("epoch", Box::new(|s| (s.percent, s.epoch) = (Some(100), 7_000))),
         (
@@ -161,6 +163,60 @@ fn forged_stage_in_status() {
     (w.status.stage, w.status.percent) = (Some(0), Some(100));
     w.pass();
     assert_eq!((w.candidate(), w.status.percent, w.status.stage), (None, None, None));
+}
+
+/// A store, or store and objects, put back to what they were while replicas run, and an epoch that somebody made up: what replicas act by
+/// afterwards is what the store says, on those that ran on and on those that were restarted alike.
+#[test]
+fn restored_epoch_freezes_replicas() {
+    let object = |w: &World| {
+        let mut rollout = TenantRollout::new("default", w.spec.clone());
+        rollout.metadata.uid = Some("r".into());
+        rollout.status = Some(w.status.clone());
+        rollout
+    };
+    let follow = |w: &World, running: &mut Routing| {
+        *running = Routing::of(&object(w), Some(running));
+        let restarted = Routing::of(&object(w), None);
+        assert_eq!(*running, restarted, "a replica that ran on and one that was restarted");
+        restarted.candidate.and_then(|c| c.share).map(|(percent, _)| percent)
+    };
+    let breach = |w: &mut World| {
+        w.window.shadow[0].critical = 1;
+        w.pass();
+    };
+    let backup = World::in_stage_one();
+    let mut ahead = backup.clone();
+    let mut running = Routing::of(&object(&ahead), None);
+    for percent in [25, 100] {
+        ahead.wait(400);
+        assert_eq!(follow(&ahead, &mut running), Some(percent));
+    }
+    // The store alone; store and objects, with a leader that ran on and with one that was restarted.
+    for (status, in_use) in [(false, 0), (true, running.epoch()), (true, 0)] {
+        let (mut w, mut replica) = (ahead.clone(), running.clone());
+        (w.stored, w.recorded, w.failed) = (backup.stored.clone(), backup.recorded.clone(), backup.failed.clone());
+        w.in_use = in_use;
+        if status {
+            w.status = backup.status.clone();
+        }
+        w.pass();
+        if !status || in_use > 0 {
+            let percent = w.status.percent.and_then(|p| u8::try_from(p).ok());
+            assert!(percent < Some(100) && follow(&w, &mut replica) == percent, "what the store says: {percent:?}");
+        }
+        breach(&mut w);
+        assert_eq!(follow(&w, &mut replica), None, "a rollback is followed at once: {status} {in_use}");
+        assert!(w.look().effects.is_empty());
+    }
+    // A higher number and nothing else.
+    let (mut w, mut replica) = (ahead.clone(), running.clone());
+    w.status.epoch += 5_000;
+    assert_eq!(follow(&w, &mut replica), Some(100));
+    w.pass();
+    assert_eq!(follow(&w, &mut replica), Some(100));
+    breach(&mut w);
+    assert_eq!(follow(&w, &mut replica), None, "a rollback is followed at once");
 }
 
 /// Entries of others, however many and however senseless, hold back nobody: all are handled in one pass.
@@ -365,4 +421,199 @@ fn budget_dropped_by_an_old_crd() {
     w.gap = None;
     w.pass();
     assert_eq!(w.candidate(), Some("1.1.0"), "that was no failure of the package");
+}
+
+/// After a compromise with no good predecessor nothing comes into force by itself, least of all what failed or was aborted.
+#[test]
+fn compromise_lets_no_unproved_package_in() {
+    let compromised = |w: &mut World| {
+        w.keys = Keys { good: ["b".to_owned()].into(), compromised: ["a".to_owned()].into(), required: true };
+        w.candidates.retain(|c| c.verdict.as_ref().is_ok_and(|k| k.as_deref() == Some("b")));
+        w.pass();
+    };
+    let world = || {
+        let mut w = World::new();
+        w.spec.stages = None;
+        w.keys.good = ["a".to_owned(), "b".to_owned()].into();
+        w.add("p", "1.0.0", Some("a"));
+        w.settle();
+        w.add("p", "1.1.0", Some("b"));
+        w.settle();
+        assert_eq!((w.version(), w.status.percent), (Some("1.0.0"), Some(5)));
+        w
+    };
+    // Under way, failed, aborted: in no case it is in force.
+    let mut under_way = world();
+    compromised(&mut under_way);
+    let mut failed = world();
+    failed.window = calm("coder", 100);
+    failed.window.shadow[0].critical = 1;
+    failed.pass();
+    assert_eq!(failed.reason(), "BudgetExceeded");
+    compromised(&mut failed);
+    let mut aborted = world();
+    assert!(aborted.asked("abort", |_| ()).starts_with("done"));
+    compromised(&mut aborted);
+    for (name, mut w) in [("under way", under_way.clone()), ("failed", failed), ("aborted", aborted)] {
+        w.settle();
+        assert_eq!((w.version(), w.status.percent), (None, None), "{name}");
+        w.wait(1_000_000);
+        w.settle();
+        assert_eq!((w.version(), w.status.percent), (None, None), "{name}, and not with time");
+        let waits = w.candidate();
+        assert_eq!(waits, (name == "under way").then_some("1.1.0"), "{name}: a failed pair is not even offered");
+        // Neither by a rollout that is made anew, nor by a newer package.
+        w.status = TenantRolloutStatus::default();
+        w.settle();
+        assert_eq!(w.version(), None, "{name}");
+        w.add("p", "1.2.0", Some("b"));
+        w.settle();
+        assert_eq!((w.version(), w.candidate(), w.reason()), (None, Some("1.2.0"), "NothingInForce"), "{name}");
+    }
+    // A person decides, with a reason; an ordinary promotion is none.
+    let mut w = under_way;
+    w.settle();
+    assert!(w.message().contains("promote --full"), "{}", w.message());
+    assert!(w.asked("promote", |_| ()).contains("refused: nothing is in force"));
+    assert!(w.asked("promote-full", |a| a.reason = None).contains("needs a reason"));
+    assert_eq!(w.version(), None);
+    assert!(w.asked("promote-full", |_| ()).starts_with("done"));
+    assert_eq!((w.version(), w.status.history[0].cause.as_str()), (Some("1.1.0"), "PromotedUnchecked"));
+    w.settle();
+    assert_eq!(w.status.phase, RolloutPhase::Healthy);
+}
+
+/// A signer's object that is deleted takes back nothing of its being compromised: not for going back, not for what it signs next.
+#[test]
+fn compromise_is_forgotten_with_the_signer() {
+    let mut w = World::new();
+    w.keys.good = ["a".to_owned(), "b".to_owned()].into();
+    for (version, key) in [("1.0.0", "a"), ("1.1.0", "b"), ("1.2.0", "b")] {
+        w.add("p", version, Some(key));
+        w.settle();
+    }
+    w.keys.good.remove("b");
+    w.keys.compromised.insert("b".into());
+    w.candidates.clear();
+    w.settle();
+    assert_eq!(w.version(), Some("1.0.0"));
+    // The object is gone, and the history alone remembers.
+    w.keys.compromised.clear();
+    for revision in [2, 3] {
+        let said = w.asked("rollback", |a| a.revision = Some(revision));
+        assert!(said.contains("compromised key"), "{revision}: {said}");
+    }
+    assert!(w.asked("rollback", |_| ()).contains("there is no revision before"));
+    assert_eq!(w.version(), Some("1.0.0"));
+    // The store alone remembers, and somebody declares the key again, as good: what it signs is refused, and says so.
+    w.status.history.iter_mut().for_each(|h| h.cause = "NewVersion".into());
+    w.keys.compromised.insert("b".into());
+    w.add("p", "1.3.0", Some("b"));
+    w.settle();
+    assert_eq!((w.version(), w.candidate()), (Some("1.0.0"), None));
+    assert!(w.asked("rollback", |a| a.revision = Some(3)).contains("compromised key"));
+}
+
+/// Two who ask for the next stage at once get one stage, in one pass and in two; and nothing comes into force that was not looked at.
+#[test]
+fn two_promotions_skip_a_stage() {
+    let mut w = World::in_stage_one();
+    for actor in ["ann", "bob", "eve"] {
+        w.ask("promote", |a| (a.id, a.actor) = (actor.into(), actor.into()));
+    }
+    w.pass();
+    assert_eq!((w.status.stage, w.status.percent, w.version()), (Some(1), Some(25), Some("1.0.0")));
+    let results: Vec<&str> = w.status.handled.iter().map(|h| h.result.as_str()).collect();
+    assert_eq!(results.iter().filter(|r| r.starts_with("done")).count(), 1, "{results:?}");
+    assert_eq!(results.iter().filter(|r| r.contains("asks for a stage that is past")).count(), 2, "{results:?}");
+    // In the next pass: who looked at stage one has not seen stage two.
+    let late = w.asked("promote", |a| a.stage = Some(1));
+    assert!(late.contains("asks for a stage that is past") && late.contains("25 %"), "{late}");
+    assert_eq!(w.status.percent, Some(25));
+    assert!(w.asked("promote", |a| a.stage = Some(2)).starts_with("done"));
+    assert_eq!(w.status.percent, Some(100));
+
+    for action in ["promote", "promote-full", "rollback"] {
+        let mut w = World::in_stage_one();
+        let said = w.asked(action, |a| a.digest = None);
+        assert!(said.starts_with("refused") && said.contains("`digest` is missing"), "{said}");
+        assert_eq!((w.version(), w.status.percent), (Some("1.0.0"), Some(5)));
+    }
+    // Two rollbacks of what is in force go back by one revision.
+    let mut w = World::new();
+    for version in ["1.0.0", "1.1.0", "1.2.0"] {
+        w.add("p", version, None);
+        w.settle();
+    }
+    for actor in ["ann", "bob"] {
+        w.ask("rollback", |a| (a.id, a.actor) = (actor.into(), actor.into()));
+    }
+    w.pass();
+    assert_eq!(w.version(), Some("1.1.0"));
+}
+
+/// What was right once may not be so today: it is refused with the reason, and what is in force stays.
+#[test]
+fn rollback_to_what_does_not_compile_any_more() {
+    let mut w = World::new();
+    for version in ["1.0.0", "1.1.0", "1.2.0"] {
+        w.add("p", version, None);
+        w.settle();
+    }
+    w.obstacles.insert("sha256:p1.1.0".into(), "a.cedar:1: unknown type".into());
+    for revision in [None, Some(2)] {
+        let said = w.asked("rollback", |a| a.revision = revision);
+        assert!(said.starts_with("refused") && said.contains("a.cedar:1: unknown type"), "{said}");
+    }
+    assert_eq!((w.version(), w.failed.len()), (Some("1.2.0"), 0));
+    assert!(w.asked("rollback", |a| a.revision = Some(1)).starts_with("done"));
+    // The way back from a compromised key leads past it too.
+    let mut w = World::new();
+    w.keys.good = ["a".to_owned(), "b".to_owned()].into();
+    for (version, key) in [("1.0.0", "a"), ("1.1.0", "a"), ("1.2.0", "b")] {
+        w.add("p", version, Some(key));
+        w.settle();
+    }
+    w.obstacles.insert("sha256:p1.1.0a".into(), "a.cedar:1: unknown type".into());
+    w.keys = Keys { good: ["a".to_owned()].into(), compromised: ["b".to_owned()].into(), required: true };
+    w.candidates.clear();
+    w.settle();
+    assert_eq!(w.version(), Some("1.0.0"));
+}
+
+/// A pause holds the share of the candidate, whatever newer package is there; and the first package too.
+#[test]
+fn newer_package_moves_a_paused_rollout() {
+    let mut w = World::in_stage_one();
+    w.asked("pause", |_| ());
+    w.add("p", "1.2.0", None);
+    w.settle();
+    assert_eq!((w.candidate(), w.status.percent), (Some("1.1.0"), Some(5)));
+    w.asked("resume", |_| ());
+    w.settle();
+    assert_eq!(w.candidate(), Some("1.2.0"));
+    let mut w = World::in_stage_one();
+    w.spec.paused = true;
+    w.add("p", "1.2.0", None);
+    w.settle();
+    assert_eq!((w.candidate(), w.status.percent), (Some("1.1.0"), Some(5)));
+}
+
+/// `git revert` to an unsigned revision whose object is gone, where signatures are needed by now: no more than while it is there.
+#[test]
+fn deleting_the_object_makes_an_unsigned_revision_good() {
+    let mut w = World::new();
+    w.add("p", "1.0.0", None);
+    w.settle();
+    (w.keys.good, w.keys.required) = (["k".to_owned()].into(), true);
+    w.add("p", "1.1.0", Some("k"));
+    w.settle();
+    assert_eq!(w.version(), Some("1.1.0"));
+    w.spec.package = Some(crate::api::PackageSelector { version: Some("=1.0.0".into()), ..Default::default() });
+    w.candidates.retain(|c| c.object != "p-1.0.0");
+    w.settle();
+    assert_eq!((w.version(), w.candidate()), (Some("1.1.0"), None));
+    w.keys = Keys::default();
+    w.settle();
+    assert_eq!(w.version(), Some("1.0.0"), "where no signature is needed it is `git revert`");
 }

@@ -131,7 +131,8 @@ enum Turn {
     Platform(usize),
     Spec(usize),
     Pause(bool),
-    Ask { action: usize, stale: bool, revision: Option<i64> },
+    Ask { actions: Vec<usize>, stale: bool, revision: Option<i64> },
+    Restore,
     Recreate,
     Gap(bool),
     Compromise,
@@ -149,8 +150,9 @@ fn turns() -> impl Strategy<Value = Turn> {
         1 => (0..3usize).prop_map(Turn::Platform),
         1 => (0..4usize).prop_map(Turn::Spec),
         1 => any::<bool>().prop_map(Turn::Pause),
-        4 => (0..7usize, proptest::bool::weighted(0.2), proptest::option::of(0..9i64))
-            .prop_map(|(action, stale, revision)| Turn::Ask { action, stale, revision }),
+        4 => (proptest::collection::vec(0..7usize, 1..4), proptest::bool::weighted(0.2), proptest::option::of(0..9i64))
+            .prop_map(|(actions, stale, revision)| Turn::Ask { actions, stale, revision }),
+        1 => Just(Turn::Restore),
         1 => Just(Turn::Recreate),
         1 => any::<bool>().prop_map(Turn::Gap),
         1 => Just(Turn::Compromise),
@@ -203,14 +205,20 @@ fn turn(w: &mut World, turn: &Turn) {
         Turn::Platform(i) => w.platform = [vec!["base".into()], vec!["base2".into()], vec![]][*i].clone(),
         Turn::Spec(i) => w.spec = TenantRolloutSpec { paused: w.spec.paused, ..specs()[*i].clone() },
         Turn::Pause(p) => w.spec.paused = *p,
-        Turn::Ask { action, stale, revision } => {
+        Turn::Ask { actions, stale, revision } => {
             let names = ["pause", "resume", "promote", "promote-full", "abort", "rollback", "nonsense"];
-            let id = format!("{}-{}", w.second, w.status.actions.len());
-            w.ask(names[*action], |a| {
-                (a.id, a.revision) = (id, *revision);
-                a.digest = stale.then(|| "sha256:other".into());
-            });
+            for action in actions {
+                let id = format!("{}-{}", w.second, w.status.actions.len());
+                w.ask(names[*action], |a| {
+                    (a.id, a.revision) = (id, *revision);
+                    if *stale {
+                        a.digest = Some("sha256:other".into());
+                    }
+                });
+            }
         }
+        // The object as a backup of it had it: another epoch, the same way.
+        Turn::Restore => w.status.epoch = w.status.epoch.saturating_add(40),
         Turn::Recreate => w.status = TenantRolloutStatus::default(),
         Turn::Gap(gap) => w.gap = gap.then(|| "spec.stages".into()),
         Turn::Compromise => {

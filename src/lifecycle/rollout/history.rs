@@ -41,7 +41,24 @@ pub fn whole_seconds(t: Timestamp) -> Timestamp {
     Timestamp::from_second(t.as_second()).unwrap_or(t)
 }
 
+/// Whether the revision left force because its signer was compromised. (What came into force in its place has that cause too.)
+pub fn left_compromised(h: &HistoryEntry) -> bool {
+    h.phase == "rolled_back" && h.cause == "SignerCompromised"
+}
+
 impl Pass<'_> {
+    /// Fingerprints that are compromised for this namespace: those that were ever declared so, and those of what left for that.
+    pub(super) fn compromised_here(&self) -> BTreeSet<String> {
+        let left = self.status.history.iter().filter(|h| left_compromised(h));
+        let left = left.filter_map(|h| h.revision.key_fingerprint.clone());
+        left.chain(self.o.keys.compromised.iter().cloned()).collect()
+    }
+
+    /// Whether nothing was ever in force in this namespace, as far as the store or the history knows.
+    pub(super) fn is_first(&self) -> bool {
+        self.o.recorded.is_empty() && self.status.history.is_empty() && self.status.stable.is_none()
+    }
+
     /// What is in force is a fact of the store, also for a rollout that was deleted and made again in the same namespace; and a
     /// re-created namespace inherits nothing, also where somebody restored an old status into it.
     pub(super) fn recover(&mut self) {
@@ -120,6 +137,7 @@ impl Pass<'_> {
             .history
             .iter()
             .filter(|h| h.phase == "completed" && o.kept.contains(&h.revision.digest))
+            .filter(|h| !o.obstacles.contains_key(&h.revision.digest))
             .find(|h| h.revision.key_fingerprint.as_ref().is_some_and(|k| o.keys.good.contains(k)))
             .map(|h| h.revision.clone());
         // What was on its way was measured against what leaves now.

@@ -25,7 +25,7 @@ mod verdict;
 mod weighing_tests;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -38,7 +38,7 @@ use crate::policy::{Refusal, sha256_text};
 use crate::store::{InForceRow, RolloutCommit, RolloutFailure, RolloutRecord, RolloutState};
 
 pub use budgets::{Limits, stage_minimum, stages};
-pub use history::{DEFAULT_HISTORY, revision, revision_name, whole_seconds};
+pub use history::{DEFAULT_HISTORY, left_compromised, revision, revision_name, whole_seconds};
 pub use rates::{capped, decisions_of_candidate, replayed_that_count};
 pub use selection::is_exact;
 pub use state::resume;
@@ -70,8 +70,10 @@ pub struct Candidate {
 pub struct Keys {
     /// Held by a signer that is not compromised.
     pub good: BTreeSet<String>,
-    /// Held by a signer that is.
+    /// Held by a signer that is, or by one that was when this namespace was looked at.
     pub compromised: BTreeSet<String>,
+    /// Whether what comes into force must be signed.
+    pub required: bool,
 }
 
 /// What replay and proof say, and of which change.
@@ -111,6 +113,10 @@ pub struct Observation<'a> {
     pub keys: &'a Keys,
     /// Digests whose bytes are at hand.
     pub kept: &'a BTreeSet<String>,
+    /// Former revisions that were looked at because something goes back to them, by digest: why they can't come into force today.
+    pub obstacles: &'a BTreeMap<String, String>,
+    /// The epoch that this replica acts by; 0: by none.
+    pub epoch_in_use: i64,
     /// Why what is in force can't be loaded, if it can't.
     pub load_error: Option<&'a str>,
     /// Why the candidate can't be loaded, if it can't: its sessions are denied meanwhile.

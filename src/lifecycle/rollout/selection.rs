@@ -55,7 +55,11 @@ impl Pass<'_> {
         }
         for row in self.o.recorded {
             let known = all.iter().any(|c| c.digest == row.digest);
-            let good = row.key_fingerprint.as_ref().is_none_or(|k| self.o.keys.good.contains(k));
+            // Its object would be refused: that it is gone makes it no better.
+            let good = match &row.key_fingerprint {
+                Some(k) => self.o.keys.good.contains(k),
+                None => !self.o.keys.required,
+            };
             if !known && good && self.o.kept.contains(&row.digest) {
                 all.push(Candidate {
                     object: super::revision_name(&row.digest),
@@ -132,9 +136,9 @@ impl Pass<'_> {
             return self.paused(best.map(|(c, _)| c), "spec.paused is true");
         }
         let Some((best, key)) = best else { return self.conclude(&matching, None) };
-        if self.status.stable.is_none() {
-            let first = self.status.history.is_empty();
-            let cause = if first { "FirstPackage" } else { "NewVersion" };
+        let held = self.is_held();
+        if self.is_first() && !held {
+            let cause = "FirstPackage";
             let package = self.revision_of(best, key);
             self.event(false, cause, format!("{} ({}) is in force.", named(&package), short(&package.digest)));
             self.put(&package, cause, None, None);
@@ -149,7 +153,7 @@ impl Pass<'_> {
             );
             return self.degraded("OutdatedDefinition", why);
         }
-        if self.status.hold.as_ref().is_some_and(|h| h.reason == HoldReason::Person) {
+        if held {
             return self.paused(Some(best), &self.paused_by());
         }
         let best = best.clone();
@@ -177,9 +181,30 @@ impl Pass<'_> {
         self.status.evidence_platform.clear();
         (self.status.verdict, self.status.replay, self.status.proof) = (None, None, None);
         self.record(&candidate, "queued", cause, None, None);
+        if let Some(why) = self.nothing_in_force() {
+            self.event(true, "NothingInForce", why.clone());
+            self.hold(HoldReason::Gate, None);
+            return self.waiting("NothingInForce", why);
+        }
         let note = format!("{} ({}) waits for replay and proof.", named(&candidate), short(&candidate.digest));
         self.event(false, "Queued", note);
         self.describe("replay and proof begin");
+    }
+
+    /// Where something was in force once and nothing is now (its key was compromised), nothing comes into force by itself: there is
+    /// nothing to compare it with, and nobody knows what else that key has signed. Why, and what helps.
+    pub(super) fn nothing_in_force(&self) -> Option<String> {
+        let candidate = self.status.candidate.as_ref().filter(|_| self.status.stable.is_none())?;
+        Some(format!(
+            "nothing is in force, everything is denied; to put {} in force: kubectl remit rollout promote --full -n {} --reason …",
+            named(candidate),
+            self.o.tenant
+        ))
+    }
+
+    /// Whether a person has paused it.
+    pub(super) fn is_held(&self) -> bool {
+        self.status.hold.as_ref().is_some_and(|h| h.reason == HoldReason::Person)
     }
 
     fn conclude(&mut self, matching: &[&Candidate], failure: Option<RolloutFailure>) {

@@ -51,7 +51,7 @@ impl Pass<'_> {
     /// With a candidate its next step; without one what the spec asks for.
     pub(super) fn go_on(&mut self) {
         let Some(candidate) = self.status.candidate.clone() else { return self.select() };
-        if self.is_superseded(&candidate) {
+        if !self.o.spec.paused && !self.is_held() && self.is_superseded(&candidate) {
             let note = format!("{} is taken back: a newer package is there.", named(&candidate));
             self.drop_candidate("Superseded", None, note.clone());
             self.event(false, "Superseded", note);
@@ -101,6 +101,9 @@ impl Pass<'_> {
 
     /// Whether the candidate may go on by itself: evidence first, then the stage.
     pub(super) fn standing(&mut self) -> Standing {
+        if let Some(why) = self.nothing_in_force() {
+            return Standing::Holds(HoldReason::Gate, "NothingInForce", why);
+        }
         let asked = question(&self.status, self.o.tenant, self.o.tenant_uid, self.o.platform);
         match asked {
             None if self.o.platform.is_empty() => Standing::Waits("the platform's packages can't be loaded".into()),
@@ -311,7 +314,7 @@ impl Pass<'_> {
     }
 
     /// The share of sessions, in words.
-    fn share(&self) -> String {
+    pub(super) fn share(&self) -> String {
         match self.status.percent {
             Some(100) => format!("decides for all sessions, {}", self.nth()),
             Some(percent) => format!("decides for {percent} % of sessions, {}", self.nth()),
@@ -323,13 +326,18 @@ impl Pass<'_> {
         format!("stage {} of {}", self.status.stage.unwrap_or(0) + 1, stages(self.o.spec).len())
     }
 
+    /// The stage as entries of people name it: from 1, and 0 before stage one.
+    pub(super) fn stage_number(&self) -> i64 {
+        self.status.stage.map_or(0, |i| i.saturating_add(1))
+    }
+
     /// The stage that it is in.
     fn stage(&self) -> Option<Stage> {
         stage_of(self.o.spec, &self.status)
     }
 
     /// Whether a person moved it in this pass: what was counted belongs to the stage before.
-    fn advanced(&self) -> bool {
+    pub(super) fn advanced(&self) -> bool {
         self.records.iter().any(|r| r.cause == "StageReached")
     }
 

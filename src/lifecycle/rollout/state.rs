@@ -2,6 +2,7 @@
 //!
 //! The store is right and the object shows it. A status that somebody forged, restored or that is behind is put right, never believed.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Effect, Next, Observation, Pass, QUEUED, WATCH};
@@ -33,9 +34,9 @@ fn kept(s: &TenantRolloutStatus) -> TenantRolloutStatus {
 /// What a pass starts from: where the store has a state, that, with the object's texts.
 pub fn resume(o: &Observation<'_>) -> TenantRolloutStatus {
     let there = o.status;
-    let Some(stored) = o.stored else {
+    let mut base = match o.stored {
         // The first step: nothing can be under way yet, whatever the object says.
-        return TenantRolloutStatus {
+        None => TenantRolloutStatus {
             candidate: None,
             stage: None,
             percent: None,
@@ -51,30 +52,38 @@ pub fn resume(o: &Observation<'_>) -> TenantRolloutStatus {
             replay: None,
             handled: Vec::new(),
             ..there.clone()
-        };
+        },
+        Some(stored) => TenantRolloutStatus {
+            observed_generation: there.observed_generation,
+            phase: there.phase,
+            verdict: there.verdict.clone(),
+            proof: there.proof.clone(),
+            replay: there.replay.clone(),
+            actions: there.actions.clone(),
+            conditions: there.conditions.clone(),
+            ..stored.state.clone()
+        },
     };
-    let mut base = TenantRolloutStatus {
-        observed_generation: there.observed_generation,
-        phase: there.phase,
-        verdict: there.verdict.clone(),
-        proof: there.proof.clone(),
-        replay: there.replay.clone(),
-        actions: there.actions.clone(),
-        conditions: there.conditions.clone(),
-        ..stored.state.clone()
-    };
-    if routes(there) != routes(&base) && there.epoch >= base.epoch {
-        // Replicas may have taken it for the newest: what puts it right must be newer still.
-        base.epoch = there.epoch.saturating_add(1);
+    // Replicas may have taken it for the newest: what puts it right must be newer still. Also where it leads the same way: under a lower
+    // number they would follow nothing, not even a rollback, until that one is passed.
+    let newest = there.epoch.max(o.epoch_in_use);
+    if newest > base.epoch || routes(there) != routes(&base) && there.epoch == base.epoch {
+        base.epoch = after(newest, o.now);
     }
     base
+}
+
+/// The epoch of a step after this one. It is at least the time in seconds: where object and store are both put back to what they were,
+/// the next step is newer all the same than what replicas have taken since.
+fn after(epoch: i64, now: Timestamp) -> i64 {
+    epoch.saturating_add(1).max(now.as_second())
 }
 
 impl Pass<'_> {
     /// The effects in their order: bytes, store, status, the list of actions, and then people are told.
     pub(super) fn finish(mut self, base: &TenantRolloutStatus) -> Next {
         if routes(&self.status) != routes(base) {
-            self.status.epoch = base.epoch.saturating_add(1);
+            self.status.epoch = after(base.epoch, self.o.now);
         }
         self.status.observed_generation = self.o.generation;
         let before = self.o.stored.map(|s| &s.state);

@@ -1,6 +1,6 @@
 //! A namespace over simulated time, and what becomes of packages in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::api::{HistoryEntry, PackageSelector, READY, RolloutPhase, STALLED, Stage};
@@ -23,6 +23,10 @@ pub(super) struct World {
     pub candidates: Vec<Candidate>,
     pub keys: Keys,
     pub kept: BTreeSet<String>,
+    /// Former revisions that could not come into force today.
+    pub obstacles: BTreeMap<String, String>,
+    /// The epoch that the leader acts by.
+    pub in_use: i64,
     pub platform: Vec<String>,
     /// What replay and proof say, of any question that is asked.
     pub replay: Progress<ReplaySummary>,
@@ -90,6 +94,8 @@ impl World {
             candidates: Vec::new(),
             keys: Keys::default(),
             kept: BTreeSet::new(),
+            obstacles: BTreeMap::new(),
+            in_use: 0,
             platform: vec!["sha256:base".into()],
             replay: Progress::Done(replayed()),
             proof: Progress::Done(proved(ProofVerdict::Equivalent)),
@@ -142,6 +148,8 @@ impl World {
             failed: &failed,
             keys: &self.keys,
             kept: &self.kept,
+            obstacles: &self.obstacles,
+            epoch_in_use: self.in_use,
             load_error: None,
             candidate_error: self.candidate_error.as_deref(),
             platform: &self.platform,
@@ -225,6 +233,9 @@ impl World {
         let id = format!("a{}", self.status.actions.len() + self.status.handled.len() + 1);
         let mut a = HumanAction { id, actor: "ann".into(), action: action.into(), ..HumanAction::default() };
         a.reason = Some("because".into());
+        // What they looked at is what is there.
+        let of = if action == "rollback" { &self.status.stable } else { &self.status.candidate };
+        a.digest = of.as_ref().map(|r| r.digest.clone());
         more(&mut a);
         self.status.actions.push(a);
     }

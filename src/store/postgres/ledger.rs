@@ -1,5 +1,7 @@
 //! What is in force, high-water marks, signers seen, bytes that ended a parser.
 
+use std::collections::BTreeSet;
+
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
 
@@ -116,6 +118,23 @@ pub(super) async fn signer_seen(pool: &PgPool, tenant_uid: &str) -> Result<bool,
 pub(super) async fn remember_signer(pool: &PgPool, tenant_uid: &str) -> Result<(), StoreError> {
     let sql = "INSERT INTO signer_seen (tenant_uid) VALUES ($1) ON CONFLICT DO NOTHING";
     sqlx::query(sql).bind(clean(tenant_uid)).execute(pool).await?;
+    Ok(())
+}
+
+pub(super) async fn compromised_keys(pool: &PgPool, tenant_uid: &str) -> Result<BTreeSet<String>, StoreError> {
+    let sql = "SELECT fingerprint FROM compromised_keys WHERE tenant_uid = $1";
+    let keys: Vec<String> = sqlx::query_scalar(sql).bind(tenant_uid).fetch_all(pool).await?;
+    Ok(keys.into_iter().collect())
+}
+
+pub(super) async fn remember_compromised(
+    pool: &PgPool,
+    tenant_uid: &str,
+    fingerprints: &[String],
+) -> Result<(), StoreError> {
+    let sql =
+        "INSERT INTO compromised_keys (tenant_uid, fingerprint) SELECT $1, unnest($2::text[]) ON CONFLICT DO NOTHING";
+    sqlx::query(sql).bind(tenant_uid).bind(fingerprints).execute(pool).await?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use crate::store::StoreError;
 const OPERATOR: &[(&str, &str)] = &[
     ("anchors", "SELECT, INSERT"),
     ("applied", "SELECT, INSERT, UPDATE, DELETE"),
+    ("compromised_keys", "SELECT, INSERT"),
     ("high_water", "SELECT, INSERT, UPDATE"),
     ("in_force", "SELECT, INSERT"),
     ("outcomes", "SELECT, INSERT"),
@@ -42,6 +43,7 @@ const OPERATOR_FUNCTIONS: &[&str] = &[
 
 /// Tables that a reader sees its tenant's rows of.
 const READER: &[&str] = &[
+    "compromised_keys",
     "high_water",
     "in_force",
     "outcomes",

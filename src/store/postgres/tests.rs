@@ -58,6 +58,11 @@ async fn a_signer_stays_seen() {
     contract::a_signer_stays_seen(&*fresh().await).await;
 }
 
+#[tokio::test]
+async fn compromised_keys_stay_known() {
+    contract::compromised_keys_stay_known(&*fresh().await).await;
+}
+
 /// Replicas start at once; each wants the tables.
 #[tokio::test]
 async fn migrations_run_once_however_many_start() {

@@ -3,6 +3,8 @@
 //!
 //! Reads go to the readers' pool; writes are jobs of the one writer, in its transaction.
 
+use std::collections::BTreeSet;
+
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
@@ -41,6 +43,8 @@ pub(super) enum Write {
     /// A step of a rollout.
     Rollout(Box<(RolloutCommit, Vec<Arrival>)>),
     Signer(String),
+    /// UID of the namespace, fingerprints.
+    Compromised(String, Vec<String>),
     Call(String, CallReport),
     /// Forgets reports of calls that are elsewhere.
     ForgetCalls(Vec<String>),
@@ -89,6 +93,14 @@ pub(super) async fn apply(
         Write::Signer(uid) => {
             let sql = "INSERT INTO signer_seen (tenant_uid) VALUES (?) ON CONFLICT DO NOTHING";
             Ok(sqlx::query(sql).bind(uid).execute(conn).await?.rows_affected())
+        }
+        Write::Compromised(uid, fingerprints) => {
+            let mut new = 0;
+            for fingerprint in fingerprints {
+                let sql = "INSERT INTO compromised_keys (tenant_uid, fingerprint) VALUES (?, ?) ON CONFLICT DO NOTHING";
+                new += sqlx::query(sql).bind(&uid).bind(fingerprint).execute(&mut *conn).await?.rows_affected();
+            }
+            Ok(new)
         }
         Write::Call(decision, report) => {
             let sql = "INSERT INTO outcomes (decision, outcome, duration_ms, time) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
@@ -365,6 +377,12 @@ pub(super) async fn signer_seen(pool: &SqlitePool, tenant_uid: &str) -> Result<b
         .fetch_one(pool)
         .await?;
     Ok(seen > 0)
+}
+
+pub(super) async fn compromised_keys(pool: &SqlitePool, tenant_uid: &str) -> Result<BTreeSet<String>, StoreError> {
+    let sql = "SELECT fingerprint FROM compromised_keys WHERE tenant_uid = ?";
+    let keys: Vec<String> = sqlx::query_scalar(sql).bind(tenant_uid).fetch_all(pool).await?;
+    Ok(keys.into_iter().collect())
 }
 
 /// At open: what is still being parsed ended the former process, or was being parsed when something else ended it.

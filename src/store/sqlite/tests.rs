@@ -171,6 +171,11 @@ async fn a_signer_stays_seen() {
 }
 
 #[tokio::test]
+async fn compromised_keys_stay_known() {
+    contract::compromised_keys_stay_known(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn retention_leaves_a_tombstone() {
     let (_dir, store) = fresh().await;
     contract::retention_leaves_a_tombstone(&*store, &key().verifying_key()).await;
