@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::api::{ReplaySelection, ReplayState, RolloutReplay};
 use crate::lifecycle::evidence::{Progress, Question, ReplaySummary};
+use crate::lifecycle::rollout::replayed_that_count;
 use crate::policy::{CompiledPackage, Side, base_platform, sha256_text};
 use crate::replay::{EffectiveSet, Recorded, Replay, Report, Tally, Task};
 use crate::source::kubernetes::Objects;
@@ -111,7 +112,7 @@ impl ReplayRunner {
         let under_way = newest.as_ref().is_some_and(|run| !run.state.finished());
         if let Some((finished, summary)) = found {
             let needed = u64::try_from(wanted.min_decisions.unwrap_or(MIN_DECISIONS)).unwrap_or_default();
-            let good_for = if summary.replayed < needed { RENEW_SHORT } else { RENEW };
+            let good_for = if replayed_that_count(&summary, needed) < needed { RENEW_SHORT } else { RENEW };
             if !under_way && now.duration_since(finished) > good_for {
                 self.begin(question, wanted, key, now).await?;
             }

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::drift::{Cause, Severity};
 
+/// Calls from which on an agent is one that calls: its rate is a rate, and it is somebody beside whom another counts for its share only.
+pub const CALLER: u64 = 5;
+
 /// Which change is looked at. Evidence of another question is no evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,10 +63,25 @@ pub struct ReplaySummary {
     pub restrictions: u64,
     /// Restrictions of severity high.
     pub high_restrictions: u64,
+    /// The same by agent, as budgets take it; None: not counted by agent.
+    #[serde(default)]
+    pub shares: Option<Shares>,
     /// Invariants that do not hold, each with its counter-example, in sentences.
     pub invariants_failed: Vec<String>,
     /// The worst differences, the worst first, at most 10.
     pub worst: Vec<DriftExample>,
+}
+
+/// What a replay's counts come to where one of several agents moves one agent's share only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shares {
+    /// Agents with at least [`CALLER`] replayed decisions.
+    pub callers: u64,
+    /// Replayed decisions of the one that has the most.
+    pub most: u64,
+    /// Restrictions of severity high, of which none of several agents has more than the next one has, or 1.
+    pub high_restrictions: u64,
 }
 
 /// One difference, for people.
@@ -143,9 +161,6 @@ pub struct Window {
     /// Decisions of each arm, by agent.
     pub stable: Vec<AgentCounts>,
     pub canary: Vec<AgentCounts>,
-    /// Latency in the gates that 95 of 100 decisions stay below, microseconds; None: no decisions.
-    pub stable_p95_micros: Option<u64>,
-    pub canary_p95_micros: Option<u64>,
     /// Shadow evaluations, by agent: what the other arm made of the same call.
     pub shadow: Vec<AgentDrift>,
     /// Calls that were to be compared and could not be: there were too many at once, or what was found could not be kept.

@@ -100,7 +100,7 @@ pub(super) enum Verdict {
     /// It was not replayed.
     Not(Unreplayable),
     /// It was. The event stands where the sides differ.
-    Replayed { baseline: Outcome, candidate: Outcome, reads: bool, event: Option<Box<Event>> },
+    Replayed { baseline: Outcome, candidate: Outcome, reads: bool, agent: String, event: Option<Box<Event>> },
 }
 
 /// One record, replayed: everything that a tally takes.
@@ -154,7 +154,8 @@ pub(super) fn row(task: &Task, judge: &Judge, worlds: &mut Worlds, recorded: &Re
             let violations = judge.event(record, &both);
             let event = drift.map(|drift| Box::new(event(record, &both, drift)));
             let (baseline, candidate) = (both.baseline.outcome, both.candidate.outcome);
-            (Verdict::Replayed { baseline, candidate, reads: both.reads(), event }, violations, result)
+            let (reads, agent) = (both.reads(), who(record));
+            (Verdict::Replayed { baseline, candidate, reads, agent, event }, violations, result)
         }
     };
     let time = Timestamp::from_microsecond(place.micros).unwrap_or_default();

@@ -9,7 +9,7 @@ use super::tally::{OUTCOMES, Tally, hex};
 use super::{EffectiveSet, Task};
 use crate::api::{ReplayCounts, ReplaySelection, ReplayVerdict};
 use crate::gate::Outcome;
-use crate::lifecycle::evidence::{DriftExample, ReplaySummary};
+use crate::lifecycle::evidence::{DriftExample, ReplaySummary, Shares};
 
 /// Differences of a summary.
 const SUMMARY: usize = 10;
@@ -38,6 +38,9 @@ pub struct Report {
     pub reasons: Vec<String>,
     /// Counts.
     pub counts: ReplayCounts,
+    /// What budgets take of them: none of several agents moves more than one agent's share. None: not counted by agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Shares>,
     /// Replayed decisions by outcome before and after; pairs that did not occur are left out.
     pub matrix: Vec<MatrixCell>,
     /// The worst differences: by severity, then time, then id; at most 100.
@@ -112,6 +115,7 @@ pub(super) fn report(task: &Task, judge: &Judge, tally: &Tally) -> Report {
         verdict,
         reasons,
         counts: tally.counts().clone(),
+        shares: Some(tally.shares()),
         matrix: matrix.collect(),
         worst: tally.worst().to_vec(),
         invariants,
@@ -164,6 +168,7 @@ impl Report {
             expansions: n(counts.expansions),
             restrictions: n(counts.restrictions),
             high_restrictions: n(counts.high_restrictions),
+            shares: self.shares,
             invariants_failed: self.invariants_failed(),
             worst: self.worst.iter().take(SUMMARY).map(example).collect(),
         }

@@ -1,6 +1,8 @@
 //! What a replay has found so far: counts, the worst differences, and two chains of hashes over every record in its order. Of bounded size,
 //! whatever the number of records; it can be kept, and gone on from.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +11,14 @@ use super::{EffectiveSet, Task};
 use crate::api::ReplayCounts;
 use crate::gate::Outcome;
 use crate::lifecycle::drift::Severity;
+use crate::lifecycle::evidence::{CALLER, Shares};
+use crate::lifecycle::rollout::capped;
 use crate::store::Place;
 
 /// Differences that are kept.
 const WORST: usize = 100;
+/// Agents that are counted each by itself; those that come after are counted as one.
+const AGENTS: usize = 1000;
 /// Outcomes, in the order of the matrix.
 pub(super) const OUTCOMES: [Outcome; 4] = [Outcome::Allow, Outcome::ApprovalRequired, Outcome::Deny, Outcome::Refused];
 
@@ -31,12 +37,21 @@ pub struct Tally {
     /// By outcome before, outcome after, and whether it only reads.
     matrix: [[[u64; 2]; 4]; 4],
     worst: Vec<Event>,
+    /// By agent, whose name is a hash here.
+    agents: BTreeMap<String, OfAgent>,
     /// Of each invariant: the first counter-example, and how many.
     violations: Vec<(Option<String>, u64)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     from: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     to: Option<Timestamp>,
+}
+
+/// What one agent did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct OfAgent {
+    replayed: u64,
+    high_restrictions: u64,
 }
 
 impl Tally {
@@ -50,6 +65,7 @@ impl Tally {
             counts: ReplayCounts::default(),
             matrix: Default::default(),
             worst: Vec::new(),
+            agents: BTreeMap::new(),
             violations: vec![(None, 0); task.invariants.len()],
             from: None,
             to: None,
@@ -91,6 +107,27 @@ impl Tally {
         (&self.input, &self.result)
     }
 
+    /// What was counted, where one of several agents moves one agent's share only.
+    pub(super) fn shares(&self) -> Shares {
+        let agents = self.agents.values();
+        let restricted: Vec<u64> = agents.clone().map(|a| a.high_restrictions).collect();
+        Shares {
+            callers: agents.clone().filter(|a| a.replayed >= CALLER).count() as u64,
+            most: agents.map(|a| a.replayed).max().unwrap_or(0),
+            high_restrictions: capped(restricted, self.agents.len() as u64),
+        }
+    }
+
+    /// An agent's own counts, or those of all that came too late.
+    fn of_agent(&mut self, name: &str) -> &mut OfAgent {
+        let mut key = hex(&Canonical::new(b"agent\0").text(name).finish());
+        key.truncate(16);
+        if self.agents.len() >= AGENTS && !self.agents.contains_key(&key) {
+            key.clear();
+        }
+        self.agents.entry(key).or_default()
+    }
+
     /// Adds the next row.
     pub(super) fn add(&mut self, row: Row) {
         let counts = &mut self.counts;
@@ -111,13 +148,18 @@ impl Tally {
                 counts.not_replayable += 1;
                 *counts.not_replayable_because.entry(why.as_str().to_owned()).or_default() += 1;
             }
-            Verdict::Replayed { baseline, candidate, reads, event } => {
+            Verdict::Replayed { baseline, candidate, reads, agent, event } => {
                 counts.replayed += 1;
+                if event.is_none() {
+                    counts.same += 1;
+                }
                 let place = |outcome| OUTCOMES.iter().position(|o| *o == outcome).unwrap_or_default();
                 self.matrix[place(baseline)][place(candidate)][usize::from(reads)] += 1;
-                match event {
-                    None => counts.same += 1,
-                    Some(event) => self.difference(*event),
+                let of = self.of_agent(&agent);
+                of.replayed += 1;
+                if let Some(event) = event {
+                    of.high_restrictions += u64::from(event.severity == Severity::High && event.cause.restricts());
+                    self.difference(*event);
                 }
             }
         }

@@ -55,8 +55,8 @@ fn counted(w: &Window) -> Value {
         })
         .collect();
     json!({
-        "stable": arm(&w.stable, w.stable_p95_micros),
-        "candidate": arm(&w.canary, w.canary_p95_micros),
+        "stable": arm(&w.stable),
+        "candidate": arm(&w.canary),
         "drift": {
             "compared": sum(&|d| d.compared), "critical": sum(&|d| d.critical), "high": sum(&|d| d.high),
             "medium": sum(&|d| d.medium), "low": sum(&|d| d.low), "expansions": sum(&|d| d.expansions),
@@ -66,19 +66,19 @@ fn counted(w: &Window) -> Value {
     })
 }
 
-fn arm(agents: &[AgentCounts], p95_micros: Option<u64>) -> Value {
+fn arm(agents: &[AgentCounts]) -> Value {
     let each: Vec<Value> = agents
         .iter()
         .map(|a| {
             json!({"agent": a.agent, "decisions": a.decisions, "denied": a.denied, "errors": a.errors,
-                "error_example": a.error_example})
+                "error_example": a.error_example, "error_policies": a.error_policies,
+                "mean_micros": a.latency_micros.checked_div(a.decisions)})
         })
         .collect();
     json!({
         "decisions": agents.iter().map(|a| a.decisions).sum::<u64>(),
         "denied": agents.iter().map(|a| a.denied).sum::<u64>(),
         "errors": agents.iter().map(|a| a.errors).sum::<u64>(),
-        "p95_micros": p95_micros,
         "agents": each,
     })
 }

@@ -90,11 +90,6 @@ fn unsigned(n: i64) -> Result<u64, StoreError> {
     u64::try_from(n).map_err(|_| StoreError::Corrupt { what: "count", why: n.to_string() })
 }
 
-/// Place, from the slowest, of the decision whose latency 95 of 100 stay below.
-pub(super) fn slowest(decisions: u64) -> i64 {
-    i64::try_from(decisions / 20).unwrap_or(i64::MAX)
-}
-
 /// How many calls of each agent are in these rows, with the newest of them.
 pub(super) fn compared(rows: &[ShadowRow]) -> BTreeMap<(&str, &str, i64, &str), (i64, i64)> {
     let mut counts = BTreeMap::new();
@@ -136,12 +131,6 @@ impl Counted {
         if arm == Arm::Canary.as_str() { &mut self.window.canary } else { &mut self.window.stable }
     }
 
-    /// Decisions of an arm.
-    pub fn all(&self, arm: Arm) -> u64 {
-        let of = if arm == Arm::Canary { &self.window.canary } else { &self.window.stable };
-        of.iter().map(|a| a.decisions).sum()
-    }
-
     /// Arms and agents of which a decision that was denied by an error should be named.
     pub fn erring(&self) -> Vec<(Arm, String)> {
         let of = |arm, all: &[AgentCounts]| {
@@ -158,16 +147,6 @@ impl Counted {
         if let Some(counts) = self.of(arm.as_str()).iter_mut().find(|a| a.agent == subject) {
             counts.error_example = decision;
         }
-    }
-
-    /// Latency of an arm.
-    pub fn latency(&mut self, arm: Arm, micros: Option<i64>) -> Result<(), StoreError> {
-        let micros = micros.map(unsigned).transpose()?;
-        match arm {
-            Arm::Stable => self.window.stable_p95_micros = micros,
-            Arm::Canary => self.window.canary_p95_micros = micros,
-        }
-        Ok(())
     }
 
     fn agent(&mut self, agent: &str) -> &mut AgentDrift {

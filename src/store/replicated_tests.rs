@@ -126,11 +126,6 @@ async fn arms_are_counted_by_agent() {
 }
 
 #[tokio::test]
-async fn ninety_five_of_a_hundred_stay_below() {
-    contract_arms::ninety_five_of_a_hundred_stay_below(&*fresh().await.2).await;
-}
-
-#[tokio::test]
 async fn what_was_observed_counts_as_what_it_would_be() {
     contract_arms::what_was_observed_counts_as_what_it_would_be(&*fresh().await.2).await;
 }

@@ -6,7 +6,7 @@ use super::{Context, ReconcileError};
 use crate::api::{TenantRolloutSpec, TenantRolloutStatus};
 use crate::controllers::verdict::TenantFacts;
 use crate::lifecycle::evidence::{Progress, ProofSummary, Question, ReplaySummary, Window};
-use crate::lifecycle::rollout::{Evidence, Limits, decisions_of_candidate, question};
+use crate::lifecycle::rollout::{Evidence, Limits, decisions_of_candidate, question, stage_minimum};
 
 /// What was looked at in this pass.
 #[derive(Default)]
@@ -40,7 +40,7 @@ impl Looked {
         let (uid, revision, arms) = (&tenant.uid, candidate.revision, &ctx.rollout.arms);
         looked.window = Some(arms.window(uid, revision, rates_since, began).await?);
         let stage = arms.window(uid, revision, started.0, started.0).await?;
-        looked.stage_decisions = decisions_of_candidate(&stage);
+        looked.stage_decisions = decisions_of_candidate(&stage, stage_minimum(spec, base));
         Ok(looked)
     }
 

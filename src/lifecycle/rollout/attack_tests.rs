@@ -73,7 +73,7 @@ fn caller_supplied_error_rate() {
     assert_eq!((w.status.percent, w.status.phase), (Some(5), RolloutPhase::Progressing));
     assert_eq!(w.status.verdict.as_ref().unwrap().result, CheckResult::Pass);
     // … and good ones keep nothing: the records decide.
-    w.window.canary[0].errors = 3;
+    w.window.shadow[0].errors = 5;
     w.status.verdict = Some(crate::api::RolloutVerdict {
         result: CheckResult::Pass,
         checks: vec![check("errors", CheckResult::Pass)],

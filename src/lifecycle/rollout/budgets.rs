@@ -1,6 +1,6 @@
 //! Stages and budgets with their defaults, as docs/rollouts.md gives them.
 
-use crate::api::{ProofBudget, Stage, StageGate, TenantRolloutSpec};
+use crate::api::{ProofBudget, Stage, StageGate, TenantRolloutSpec, TenantRolloutStatus};
 
 /// Percentages of the stages, where the spec has none.
 const STAGES: [i64; 3] = [5, 25, 100];
@@ -26,6 +26,24 @@ pub(super) fn min_seconds(stage: &Stage) -> i64 {
 /// Decisions of the candidate that a stage needs.
 pub(super) fn min_decisions(stage: &Stage) -> u64 {
     counted(stage.min_decisions, 20)
+}
+
+/// Calls that must have been compared, and decisions that must have been made, before a stage is left on what they say: never more than
+/// the stage itself asks for. A stage that asks for none is left on none.
+pub(super) fn needed(limits: &Limits, stage: &Stage) -> u64 {
+    limits.min_samples.min(min_decisions(stage))
+}
+
+/// The stage that a rollout is in.
+pub(super) fn stage_of(spec: &TenantRolloutSpec, status: &TenantRolloutStatus) -> Option<Stage> {
+    let stages = stages(spec);
+    let i = usize::try_from(status.stage?).ok()?;
+    stages.get(i).or(stages.last()).cloned()
+}
+
+/// Decisions of the candidate that the stage needs in which a rollout is; 0: it is in none.
+pub fn stage_minimum(spec: &TenantRolloutSpec, status: &TenantRolloutStatus) -> u64 {
+    stage_of(spec, status).map_or(0, |stage| min_decisions(&stage))
 }
 
 pub(super) fn is_manual(stage: &Stage) -> bool {

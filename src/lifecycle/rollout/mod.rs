@@ -12,6 +12,7 @@ mod budgets;
 #[cfg(test)]
 mod edge_tests;
 mod history;
+mod rates;
 mod selection;
 #[cfg(test)]
 mod stage_tests;
@@ -34,11 +35,12 @@ use crate::api::{HumanAction, RevisionStatus, TenantRolloutSpec, TenantRolloutSt
 use crate::policy::{Refusal, sha256_text};
 use crate::store::{InForceRow, RolloutCommit, RolloutFailure, RolloutRecord, RolloutState};
 
-pub use budgets::{Limits, stages};
+pub use budgets::{Limits, stage_minimum, stages};
 pub use history::{DEFAULT_HISTORY, revision, revision_name, whole_seconds};
+pub use rates::{capped, decisions_of_candidate, replayed_that_count};
 pub use selection::is_exact;
 pub use state::resume;
-pub use verdict::{decisions_of_candidate, preflight};
+pub use verdict::preflight;
 pub use words::clip;
 
 /// How long to wait for the next look at a candidate in one of its stages: a bad decision must be seen soon.
@@ -117,7 +119,8 @@ pub struct Observation<'a> {
     pub evidence: Option<Evidence<'a>>,
     /// What the records of both arms say, while a candidate is in a stage.
     pub window: Option<&'a Window>,
-    /// Decisions that the candidate made in this stage, answered or in shadow.
+    /// Decisions that the candidate made in this stage, answered or in shadow, of several agents none for more than half of what the
+    /// stage needs.
     pub stage_decisions: u64,
     /// Fields that the installed definition of TenantRollout does not have: a budget may have vanished.
     pub schema_gap: Option<&'a str>,

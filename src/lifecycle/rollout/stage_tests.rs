@@ -515,12 +515,14 @@ fn rates_need_samples_and_differences_do_not() {
     assert_eq!(w.reason(), "BudgetExceeded", "one critical difference counts at once");
     for (errors, decisions, back) in [(1, 19, false), (1, 20, true), (1, 50, false), (2, 50, true)] {
         let mut w = World::in_stage_one();
-        w.window = calm("coder", decisions);
+        // Where nothing was compared, what was answered counts.
+        w.window = Window { shadow: Vec::new(), ..calm("coder", decisions) };
         w.window.canary[0].errors = errors;
         w.window.canary[0].error_example = Some("d-9".into());
+        w.window.canary[0].error_policies = vec!["tenant/core/sums".into()];
         w.pass();
         assert_eq!(w.candidate().is_none(), back, "{errors} errors of {decisions}: {}", w.message());
-        assert!(!back || w.message().contains("d-9"));
+        assert!(!back || w.message().contains("decision d-9, by tenant/core/sums"), "{}", w.message());
     }
     let tails = [
         (20_000, 60_000, 100, false),
@@ -531,7 +533,8 @@ fn rates_need_samples_and_differences_do_not() {
     for (stable, canary, decisions, back) in tails {
         let mut w = World::in_stage_one();
         w.window = calm("coder", decisions);
-        (w.window.stable_p95_micros, w.window.canary_p95_micros) = (Some(stable), Some(canary));
+        w.window.stable[0].latency_micros = stable * decisions;
+        w.window.canary[0].latency_micros = canary * decisions;
         w.pass();
         assert_eq!(w.candidate().is_none(), back, "{stable} to {canary} of {decisions}");
     }

@@ -5,7 +5,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::budgets::{Limits, deadline, is_manual, min_decisions, min_replayed, min_seconds, stages};
+use super::budgets::{Limits, deadline, is_manual, min_decisions, min_replayed, min_seconds, needed, stage_of, stages};
+use super::rates::replayed_that_count;
 use super::verdict::{self, PREFLIGHT};
 use super::words::{clip_to, named, short};
 use super::{Evidence, Pass, question};
@@ -35,7 +36,8 @@ impl Pass<'_> {
             return self.fail("CandidateUnloadable", format!("it can't be loaded, and its sessions are denied: {why}"));
         }
         let Some(window) = self.o.window else { return };
-        let now = verdict::of_window(self.o.spec, &candidate.digest, window);
+        let spec = self.o.spec;
+        let now = verdict::of_window(spec, &candidate.digest, needed(&Limits::from(spec), &stage), window).checks;
         let bad = now.iter().find(|c| c.result == CheckResult::Fail).map(sentence);
         let mut checks = self.preflight_checks();
         checks.push(verdict::samples(self.o.stage_decisions, min_decisions(&stage)));
@@ -198,7 +200,7 @@ impl Pass<'_> {
         if unreplayed.is_some() && spec.on_inconclusive != Some(OnInconclusive::Proceed) {
             let needed = min_replayed(spec).max(1);
             let made = match replay {
-                Progress::Done(s) => s.replayed.min(needed),
+                Progress::Done(s) => replayed_that_count(s, needed).min(needed),
                 _ => 0,
             };
             let message = format!(
@@ -210,7 +212,7 @@ impl Pass<'_> {
         Standing::Passes
     }
 
-    /// The stage: its time, its decisions, its gate.
+    /// The stage: its time, its decisions, what they say, its gate.
     fn of_stage(&mut self) -> Standing {
         let (Some(candidate), Some(stage)) = (self.status.candidate.clone(), self.stage()) else {
             return Standing::Passes;
@@ -219,14 +221,23 @@ impl Pass<'_> {
         if self.now.as_second() < started.as_second().saturating_add(min_seconds(&stage)) {
             return Standing::Waits(String::new());
         }
+        // What could not be read may be a breach.
+        let Some(window) = self.o.window else { return Standing::Waits("its records can't be read".into()) };
         let (name, tenant, nth) = (named(&candidate), self.o.tenant, self.nth());
-        let needed = min_decisions(&stage);
-        let missing = needed.saturating_sub(self.o.stage_decisions);
-        if missing > 0 && self.o.spec.on_inconclusive != Some(OnInconclusive::Proceed) {
-            let message = format!(
-                "{missing} of {needed} decisions are missing to judge {name} in {nth}; to go on: kubectl remit rollout promote -n {tenant}"
-            );
-            return Standing::Holds(HoldReason::Inconclusive, "Inconclusive", message);
+        if self.o.spec.on_inconclusive != Some(OnInconclusive::Proceed) {
+            let least = min_decisions(&stage);
+            let missing = least.saturating_sub(self.o.stage_decisions);
+            let lacks = if missing > 0 {
+                Some(format!("{missing} of {least} decisions are missing to judge {name} in {nth}"))
+            } else {
+                let enough = needed(&Limits::from(self.o.spec), &stage);
+                let weighed = verdict::of_window(self.o.spec, &candidate.digest, enough, window);
+                weighed.holds.map(|c| format!("{name} can't be judged in {nth}: {}", sentence(&c)))
+            };
+            if let Some(lacks) = lacks {
+                let message = format!("{lacks}; to go on: kubectl remit rollout promote -n {tenant}");
+                return Standing::Holds(HoldReason::Inconclusive, "Inconclusive", message);
+            }
         }
         if is_manual(&stage) {
             let message = format!("{name}: {nth} is over; to go on: kubectl remit rollout promote -n {tenant}");
@@ -314,9 +325,7 @@ impl Pass<'_> {
 
     /// The stage that it is in.
     fn stage(&self) -> Option<Stage> {
-        let stages = stages(self.o.spec);
-        let i = usize::try_from(self.status.stage?).ok()?;
-        stages.get(i).or(stages.last()).cloned()
+        stage_of(self.o.spec, &self.status)
     }
 
     /// Whether a person moved it in this pass: what was counted belongs to the stage before.
@@ -357,7 +366,7 @@ impl Pass<'_> {
     }
 }
 
-/// A failed check, for people: what, how much, the threshold, and by which decision and policy.
+/// A check, for people: what, how much, the threshold, and by which decision and policy.
 fn sentence(c: &BudgetCheck) -> String {
     let why = c.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
     format!("{} is {}, budget {}{why}", c.name, c.value, c.threshold)

@@ -55,11 +55,10 @@ pub(super) fn proved(verdict: ProofVerdict) -> ProofSummary {
 
 /// Decisions of one agent on both arms without a difference.
 pub(super) fn calm(agent: &str, n: u64) -> Window {
-    let counts = |decisions| vec![AgentCounts { agent: agent.into(), decisions, ..AgentCounts::default() }];
+    let of = |decisions| AgentCounts { latency_micros: 300 * decisions, decisions, ..AgentCounts::default() };
+    let counts = |decisions| vec![AgentCounts { agent: agent.into(), ..of(decisions) }];
     let compared = AgentDrift { agent: agent.into(), compared: 2 * n, ..AgentDrift::default() };
-    let p95 = Some(300);
-    let arms = Window { stable_p95_micros: p95, canary_p95_micros: p95, ..Window::default() };
-    Window { stable: counts(n), canary: counts(n), shadow: vec![compared], ..arms }
+    Window { stable: counts(n), canary: counts(n), shadow: vec![compared], agents: 1, ..Window::default() }
 }
 
 pub(super) fn example(severity: Severity, cause: Cause) -> DriftExample {
@@ -154,7 +153,7 @@ impl World {
         o.evidence = question.as_ref().map(|question| Evidence { question, replay: &self.replay, proof: &self.proof });
         if base.stage.is_some() {
             o.window = Some(&self.window);
-            o.stage_decisions = decisions_of_candidate(&self.window);
+            o.stage_decisions = decisions_of_candidate(&self.window, stage_minimum(&self.spec, &base));
         }
         step(&o)
     }

@@ -1,23 +1,21 @@
 //! What the budgets say: of replay and proof before stage one, of the records of both arms from then on.
 //!
-//! Nothing that is counted comes from a caller. One agent moves at most one agent's share: where there are several, nobody counts more
-//! than the next one in a count, and all weigh the same in a rate. What there is too little of is inconclusive, never a pass; but
-//! whatever is over a budget that counts single differences counts at once.
+//! Nothing that is counted comes from a caller. One agent moves at most one agent's share of what anybody can have for the asking: where
+//! there are several, nobody's restrictions count more than the next one's. What lets somebody do more can't be had for the asking, and
+//! counts whole. What there is too little of is inconclusive, never a pass, and keeps the stage; but whatever is over a budget that counts
+//! single differences counts at once.
 
 use super::budgets::{Limits, min_replayed};
+use super::rates::{self, capped, replayed_that_count};
 use super::words::clip_to;
 use crate::api::{BudgetCheck, CheckResult, ProofBudget, RolloutVerdict, TenantRolloutSpec};
 use crate::lifecycle::drift::Severity;
-use crate::lifecycle::evidence::{
-    AgentCounts, AgentDrift, DriftExample, ProofSummary, ProofVerdict, ReplaySummary, Window,
-};
+use crate::lifecycle::evidence::{AgentDrift, DriftExample, ProofSummary, ProofVerdict, ReplaySummary, Window};
 
-/// Decisions below which one agent's rate is left out, as long as the others have enough.
-const FLOOR: u64 = 5;
-/// Microseconds below which latency is not compared: what a busy machine makes of a check that takes a tenth of that.
-const QUICK: u64 = 10_000;
-/// Decisions of each arm below which 95 of 100 is a matter of luck.
-const MIN_TAIL: u64 = 100;
+/// Calls of 100 that may go uncompared.
+const MAX_DROPPED: u64 = 10;
+/// Threshold of what is meant.
+pub(super) const ACKNOWLEDGED: &str = "acknowledged in the spec";
 /// Longest value and reason of a check.
 const MAX_VALUE: usize = 256;
 const MAX_REASON: usize = 512;
@@ -44,7 +42,13 @@ pub(super) fn overall(checks: Vec<BudgetCheck>) -> RolloutVerdict {
     RolloutVerdict { result, checks }
 }
 
-fn check(name: &str, result: CheckResult, value: String, threshold: String, reason: Option<String>) -> BudgetCheck {
+pub(super) fn check(
+    name: &str,
+    result: CheckResult,
+    value: String,
+    threshold: String,
+    reason: Option<String>,
+) -> BudgetCheck {
     BudgetCheck {
         name: name.into(),
         result,
@@ -62,7 +66,7 @@ fn at_most(name: &str, n: u64, limit: u64, reason: Option<String>) -> BudgetChec
 /// A count of restrictions that may be acknowledged.
 fn restrictions(name: &str, n: u64, limit: u64, acknowledged: bool, reason: Option<String>) -> BudgetCheck {
     if acknowledged {
-        return check(name, CheckResult::Pass, n.to_string(), "acknowledged in the spec".into(), None);
+        return check(name, CheckResult::Pass, n.to_string(), ACKNOWLEDGED.into(), None);
     }
     at_most(name, n, limit, reason)
 }
@@ -83,13 +87,18 @@ pub fn preflight(
 pub(super) fn of_replay(spec: &TenantRolloutSpec, candidate: &str, s: &ReplaySummary) -> Vec<BudgetCheck> {
     let (limits, acknowledged) = (Limits::from(spec), acknowledged(spec, candidate));
     let needed = min_replayed(spec).max(1);
-    let enough = if s.replayed >= needed { CheckResult::Pass } else { CheckResult::Inconclusive };
+    let counted = replayed_that_count(s, needed);
+    let enough = if counted >= needed { CheckResult::Pass } else { CheckResult::Inconclusive };
     let value =
         format!("{} of {} decisions, {} without the facts of their time", s.replayed, s.selected, s.not_replayable);
+    let one =
+        format!("one agent made {} of them, and counts for half of what is needed", s.shares.unwrap_or_default().most);
+    let one = Some(one).filter(|_| enough == CheckResult::Inconclusive && counted < s.replayed);
+    let restricted = s.shares.map_or(s.high_restrictions, |shares| shares.high_restrictions.min(s.high_restrictions));
     // The summary counts by severity; what restricts can't be critical.
     let expanding = s.high.saturating_sub(s.high_restrictions);
     vec![
-        check("replay", enough, value, format!("at least {needed}"), None),
+        check("replay", enough, value, format!("at least {needed}"), one),
         at_most(
             "replayCriticalDrift",
             s.critical,
@@ -99,7 +108,7 @@ pub(super) fn of_replay(spec: &TenantRolloutSpec, candidate: &str, s: &ReplaySum
         at_most("replayHighExpansions", expanding, limits.high, worst(&s.worst, high_expansion)),
         restrictions(
             "replayHighRestrictions",
-            s.high_restrictions,
+            restricted,
             limits.high,
             acknowledged,
             worst(&s.worst, high_restriction),
@@ -144,48 +153,89 @@ pub(super) fn of_proof(spec: &TenantRolloutSpec, s: &ProofSummary) -> Vec<Budget
     ]
 }
 
-/// What the records of both arms say.
-pub(super) fn of_window(spec: &TenantRolloutSpec, candidate: &str, w: &Window) -> Vec<BudgetCheck> {
+/// What the records of both arms say, and whether a stage may be left on it.
+pub(super) struct Weighed {
+    pub checks: Vec<BudgetCheck>,
+    /// The first of them that says too little for the stage to be left.
+    pub holds: Option<BudgetCheck>,
+}
+
+/// What the records of both arms say. `needed`: calls that must have been compared, and decisions that must have been made.
+pub(super) fn of_window(spec: &TenantRolloutSpec, candidate: &str, needed: u64, w: &Window) -> Weighed {
     let (limits, acknowledged) = (Limits::from(spec), acknowledged(spec, candidate));
-    let count = |of: fn(&AgentDrift) -> u64| capped(w.shadow.iter().filter(|a| a.compared > 0).map(of).collect());
-    vec![
-        at_most(
-            "criticalDrift",
-            count(|a| a.critical),
-            limits.critical,
-            worst(&w.worst, |e| e.severity == Severity::Critical),
-        ),
-        at_most(
-            "highExpansions",
-            count(|a| a.high.saturating_sub(a.high_restrictions)),
-            limits.high,
-            worst(&w.worst, high_expansion),
-        ),
-        restrictions(
-            "highRestrictions",
-            count(|a| a.high_restrictions),
-            limits.high,
-            acknowledged,
-            worst(&w.worst, high_restriction),
-        ),
-        denial_growth(&limits, acknowledged, w),
-        errors(&limits, w),
-        latency(&limits, w),
-    ]
+    let sum = |of: fn(&AgentDrift) -> u64| w.shadow.iter().filter(|a| a.compared > 0).map(of).sum::<u64>();
+    let restricted = w.shadow.iter().filter(|a| a.compared > 0).map(|a| a.high_restrictions).collect();
+    let compared = Compared { calls: sum(|a| a.compared), needed, off: limits.shadow_percent == 0 };
+    // Nobody can make a candidate let others do more: what expands is counted whole. Restrictions can be had for the asking.
+    let mut weighed = vec![
+        shadow(&compared, w.dropped),
+        compared.at_most("criticalDrift", sum(|a| a.critical), limits.critical, || {
+            worst(&w.worst, |e| e.severity == Severity::Critical)
+        }),
+        compared.at_most("highExpansions", sum(|a| a.high.saturating_sub(a.high_restrictions)), limits.high, || {
+            worst(&w.worst, high_expansion)
+        }),
+    ];
+    weighed.push(if acknowledged {
+        let value = capped(restricted, rates::known(w)).to_string();
+        (check("highRestrictions", CheckResult::Pass, value, ACKNOWLEDGED.into(), None), false)
+    } else {
+        compared.at_most("highRestrictions", capped(restricted, rates::known(w)), limits.high, || {
+            worst(&w.worst, high_restriction)
+        })
+    });
+    weighed.push((rates::denial_growth(&limits, acknowledged, w), false));
+    weighed.push(rates::errors(&limits, needed, w));
+    weighed.push((rates::latency(&limits, w), false));
+    let holds = weighed.iter().find(|(_, holds)| *holds).map(|(c, _)| c.clone());
+    Weighed { checks: weighed.into_iter().map(|(c, _)| c).collect(), holds }
+}
+
+/// How many calls were evaluated under both packages.
+struct Compared {
+    calls: u64,
+    needed: u64,
+    /// `shadowPercent` is 0.
+    off: bool,
+}
+
+impl Compared {
+    /// Differences, and whether they keep the stage from being left: one too many is one too many however few were looked at, but none
+    /// is good only where enough were.
+    fn at_most(&self, name: &str, n: u64, limit: u64, reason: impl Fn() -> Option<String>) -> (BudgetCheck, bool) {
+        if n > limit || self.calls >= self.needed.max(1) {
+            return (at_most(name, n, limit, reason()), false);
+        }
+        let value = format!("{n} in {} of {} compared calls", self.calls, self.needed);
+        let threshold = format!("at most {limit}");
+        (check(name, CheckResult::Inconclusive, value, threshold, self.why()), self.calls < self.needed)
+    }
+
+    fn why(&self) -> Option<String> {
+        self.off.then(|| "spec.budgets.shadowPercent is 0, so no call is compared with the package in force".to_owned())
+    }
+}
+
+/// Whether calls that were to be compared were: what was dropped may be what matters.
+fn shadow(compared: &Compared, dropped: u64) -> (BudgetCheck, bool) {
+    let all = compared.calls.saturating_add(dropped);
+    let lost = u128::from(dropped) * 100 > u128::from(all) * u128::from(MAX_DROPPED);
+    let (result, reason) = match () {
+        () if lost => {
+            (CheckResult::Inconclusive, Some("there were too many at once, or they could not be kept".into()))
+        }
+        () if compared.calls == 0 => (CheckResult::Inconclusive, compared.why()),
+        () => (CheckResult::Pass, None),
+    };
+    let value = format!("{dropped} of {all} calls not compared");
+    let holds = lost || compared.calls == 0 && compared.needed > 0;
+    (check("shadow", result, value, format!("at most {MAX_DROPPED} %"), reason), holds)
 }
 
 /// Whether the stage has seen enough.
 pub(super) fn samples(made: u64, needed: u64) -> BudgetCheck {
     let result = if made >= needed { CheckResult::Pass } else { CheckResult::Inconclusive };
     check("samples", result, format!("{made} decisions in this stage"), format!("at least {needed}"), None)
-}
-
-/// Decisions that the candidate made, answered or in shadow: every call that was compared was decided by it too.
-pub fn decisions_of_candidate(w: &Window) -> u64 {
-    let answered: u64 = total(&w.canary);
-    let compared: u64 = w.shadow.iter().map(|a| a.compared).sum();
-    // The comparisons are counted by the minute, the answers to the instant.
-    answered.max(compared.min(answered + total(&w.stable)))
 }
 
 /// Whether the restrictions of this package are meant.
@@ -201,6 +251,11 @@ fn high_restriction(e: &DriftExample) -> bool {
     e.severity == Severity::High && e.cause.restricts()
 }
 
+/// The worst example of a restriction.
+pub(super) fn worst_restriction(w: &Window) -> Option<String> {
+    worst(&w.worst, |e| e.cause.restricts())
+}
+
 /// The worst example of a kind: the decision, the policies, the sentence.
 fn worst(examples: &[DriftExample], of: impl Fn(&DriftExample) -> bool) -> Option<String> {
     let e = examples.iter().find(|e| of(e))?;
@@ -209,113 +264,4 @@ fn worst(examples: &[DriftExample], of: impl Fn(&DriftExample) -> bool) -> Optio
         policies => format!("by {}", policies.join(", ")),
     };
     Some(format!("decision {}, {by}: {}", e.decision, e.sentence))
-}
-
-/// The sum in which, of several agents, none counts more than the next one does, and none that counts less than 1.
-fn capped(mut counts: Vec<u64>) -> u64 {
-    counts.sort_unstable_by(|a, b| b.cmp(a));
-    match counts.as_slice() {
-        [first, second, ..] => {
-            let cap = (*second).max(1);
-            (*first).min(cap) + counts[1..].iter().sum::<u64>()
-        }
-        _ => counts.iter().sum(),
-    }
-}
-
-/// The mean of the agents' own rates, percent: each weighs the same, however often it calls. `of`: (part, whole).
-fn mean_percent(parts: &[(u64, u64)], min_samples: u64) -> f64 {
-    let enough = |floor: u64| parts.iter().filter(move |(_, n)| *n >= floor);
-    let floor = if enough(FLOOR).map(|(_, n)| n).sum::<u64>() >= min_samples { FLOOR } else { 1 };
-    let rates: Vec<f64> = enough(floor).map(|(part, n)| *part as f64 * 100.0 / *n as f64).collect();
-    if rates.is_empty() { 0.0 } else { rates.iter().sum::<f64>() / rates.len() as f64 }
-}
-
-fn total(counts: &[AgentCounts]) -> u64 {
-    counts.iter().map(|c| c.decisions).sum()
-}
-
-fn too_few(name: &str, made: u64, limits: &Limits, threshold: String) -> BudgetCheck {
-    let value = format!("{made} of {} decisions", limits.min_samples);
-    check(name, CheckResult::Inconclusive, value, threshold, None)
-}
-
-fn percent_at_most(name: &str, measured: f64, limit: u64, what: String, reason: Option<String>) -> BudgetCheck {
-    let result = if measured > limit as f64 { CheckResult::Fail } else { CheckResult::Pass };
-    let reason = reason.filter(|_| result == CheckResult::Fail);
-    check(name, result, what, format!("at most {limit} %"), reason)
-}
-
-/// How many more of the calls are denied. Where the same calls were evaluated under both packages, on those; else between the arms, by
-/// agents that have both.
-fn denial_growth(limits: &Limits, acknowledged: bool, w: &Window) -> BudgetCheck {
-    const NAME: &str = "denialGrowth";
-    let compared: Vec<(u64, u64)> = w.shadow.iter().map(|a| (a.restrictions.min(a.compared), a.compared)).collect();
-    let both: Vec<(&AgentCounts, &AgentCounts)> = w
-        .canary
-        .iter()
-        .filter_map(|c| Some((c, w.stable.iter().find(|s| s.agent == c.agent)?)))
-        .filter(|(c, s)| c.decisions > 0 && s.decisions > 0)
-        .collect();
-    let (of_canary, of_stable) = (
-        both.iter().map(|(c, _)| (c.denied, c.decisions)).collect::<Vec<_>>(),
-        both.iter().map(|(_, s)| (s.denied, s.decisions)).collect::<Vec<_>>(),
-    );
-    let sum = |parts: &[(u64, u64)]| parts.iter().map(|(_, n)| n).sum::<u64>();
-    let growth = if sum(&compared) >= limits.min_samples {
-        mean_percent(&compared, limits.min_samples)
-    } else if sum(&of_canary).min(sum(&of_stable)) >= limits.min_samples {
-        // The floor would leave out other agents on each side.
-        mean_percent(&of_canary, u64::MAX) - mean_percent(&of_stable, u64::MAX)
-    } else {
-        let made = sum(&compared).max(sum(&of_canary).min(sum(&of_stable)));
-        return too_few(NAME, made, limits, format!("at most {} points", limits.denial_growth));
-    };
-    let value = format!("{growth:.1} points more calls denied");
-    if acknowledged {
-        return check(NAME, CheckResult::Pass, value, "acknowledged in the spec".into(), None);
-    }
-    let result = if growth > limits.denial_growth as f64 { CheckResult::Fail } else { CheckResult::Pass };
-    let reason = worst(&w.worst, |e| e.cause.restricts()).filter(|_| result == CheckResult::Fail);
-    check(NAME, result, value, format!("at most {} points", limits.denial_growth), reason)
-}
-
-fn errors(limits: &Limits, w: &Window) -> BudgetCheck {
-    const NAME: &str = "errors";
-    let made = total(&w.canary);
-    if made < limits.min_samples {
-        return too_few(NAME, made, limits, format!("at most {} %", limits.errors));
-    }
-    let parts: Vec<(u64, u64)> = w.canary.iter().map(|c| (c.errors, c.decisions)).collect();
-    let rate = mean_percent(&parts, limits.min_samples);
-    let example = w.canary.iter().find_map(|c| c.error_example.as_ref()).map(|d| format!("decision {d}"));
-    percent_at_most(
-        NAME,
-        rate,
-        limits.errors,
-        format!("{rate:.1} % of its decisions end in an evaluation error"),
-        example,
-    )
-}
-
-fn latency(limits: &Limits, w: &Window) -> BudgetCheck {
-    const NAME: &str = "latency";
-    let made = total(&w.canary).min(total(&w.stable));
-    let (Some(before), Some(after), true) = (w.stable_p95_micros, w.canary_p95_micros, made >= limits.min_samples)
-    else {
-        return too_few(NAME, made, limits, format!("at most {} % more", limits.latency_growth));
-    };
-    if made < MIN_TAIL {
-        let value = format!("{made} of {MIN_TAIL} decisions that this takes");
-        return check(NAME, CheckResult::Pass, value, format!("at most {} %", limits.latency_growth), None);
-    }
-    let growth = (after as f64 - before as f64) * 100.0 / before.max(1) as f64;
-    let measured = if after < QUICK { 0.0 } else { growth };
-    percent_at_most(
-        NAME,
-        measured,
-        limits.latency_growth,
-        format!("95 of 100 within {after} µs, before {before} µs"),
-        None,
-    )
 }

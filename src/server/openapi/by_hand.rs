@@ -150,7 +150,7 @@ pub(super) fn schemas() -> Map<String, Value> {
     let text = json!({"type": "string"});
     let number = json!({"type": "integer"});
     let of = |name: &str| super::reference("schemas", name);
-    let arm = json!({"type": "object", "properties": {"decisions": number, "denied": number, "errors": number, "p95_micros": number,
+    let arm = json!({"type": "object", "properties": {"decisions": number, "denied": number, "errors": number,
         "agents": {"type": "array", "items": {"type": "object"}}}});
     let all = json!({
         "PolicyVersion": {"type": "object", "required": ["package", "policy", "version", "time", "change", "deleted", "revision", "package_version", "after", "before"], "properties": {

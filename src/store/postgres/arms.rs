@@ -7,10 +7,9 @@ use sqlx::postgres::PgPool;
 
 use super::PostgresStore;
 use super::decisions::fits;
-use crate::gate::Arm;
 use crate::lifecycle::drift::Severity;
 use crate::lifecycle::evidence::Window;
-use crate::store::arms::{Arms, Counted, ShadowRow, WORST, compared, rank, slowest};
+use crate::store::arms::{Arms, Counted, ShadowRow, WORST, compared, rank};
 use crate::store::{StoreError, StoreFuture};
 
 impl Arms for PostgresStore {
@@ -46,13 +45,6 @@ async fn window(
     for row in sqlx::query(sql).bind(fits(uid)).bind(revision).bind(rates).fetch_all(&mut *tx).await? {
         let counts = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?];
         counted.decisions(row.try_get(0)?, row.try_get(1)?, counts, row.try_get(5)?)?;
-    }
-    for arm in [Arm::Stable, Arm::Canary] {
-        let sql = "SELECT latency FROM records WHERE tenant_uid = $1 AND revision = $2 AND time >= $3 AND arm = $4 \
-                   ORDER BY latency DESC LIMIT 1 OFFSET $5";
-        let latency = sqlx::query_scalar(sql).bind(fits(uid)).bind(revision).bind(rates).bind(arm.as_str());
-        let latency = latency.bind(slowest(counted.all(arm))).fetch_optional(&mut *tx).await?;
-        counted.latency(arm, latency)?;
     }
     for (arm, subject) in counted.erring() {
         let sql = "SELECT id FROM records WHERE tenant_uid = $1 AND revision = $2 AND time >= $3 AND arm = $4 AND subject = $5 \

@@ -4,10 +4,9 @@ use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use crate::gate::Arm;
 use crate::lifecycle::drift::Severity;
 use crate::lifecycle::evidence::Window;
-use crate::store::arms::{Arms, Counted, ShadowRow, WORST, compared, rank, slowest};
+use crate::store::arms::{Arms, Counted, ShadowRow, WORST, compared, rank};
 use crate::store::{StoreError, StoreFuture};
 
 use super::SqliteStore;
@@ -57,12 +56,6 @@ async fn window(
     for row in rows {
         let counts = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?];
         counted.decisions(row.try_get(0)?, row.try_get(1)?, counts, row.try_get(5)?)?;
-    }
-    for arm in [Arm::Stable, Arm::Canary] {
-        let sql = format!("SELECT latency {COUNTED} AND arm = ? ORDER BY latency DESC LIMIT 1 OFFSET ?");
-        let latency = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(uid).bind(revision).bind(rates);
-        let latency = latency.bind(arm.as_str()).bind(slowest(counted.all(arm))).fetch_optional(&mut *tx).await?;
-        counted.latency(arm, latency)?;
     }
     for (arm, subject) in counted.erring() {
         let sql =
