@@ -308,7 +308,8 @@ pub struct ReplayCounts {
     pub medium: i64,
     pub high: i64,
     pub critical: i64,
-    /// Differences by root cause: `access_restricted`, `access_expanded`, `approval_added`, `approval_removed`, `rule_changed`.
+    /// Differences by root cause: `access_restricted`, `access_expanded`, `approval_added`, `approval_removed`,
+    /// `approval_weakened`, `rule_changed`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub causes: BTreeMap<String, i64>,
     /// Differences that let somebody do more.

@@ -100,6 +100,15 @@ impl Decision {
         ids.dedup();
         ids
     }
+
+    /// What is asked of people, where that is what it weighs.
+    pub fn asked(&self) -> Vec<Arc<PolicyRef>> {
+        if self.weighed().0 != Outcome::ApprovalRequired {
+            return Vec::new();
+        }
+        let policies = self.would_be.as_ref().map_or(&self.policies, |w| &w.policies);
+        policies.iter().filter(|p| p.ask.is_some()).cloned().collect()
+    }
 }
 
 /// What a decision would be if the tenant enforced.

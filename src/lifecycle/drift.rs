@@ -3,11 +3,14 @@
 //!
 //! Pure. Must never call a growing privilege less than a restriction: what is not known to be a read counts as a write.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Tier;
 use crate::gate::Outcome;
+use crate::policy::{Ask, PolicyRef};
 
 /// What one side makes of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub struct Side<'a> {
     pub outcome: Outcome,
     /// Ids of the determining policies and the open asks, in any order.
     pub policies: &'a [String],
+    /// The open asks: who is asked, and how many of them, is a part of what is decided.
+    pub asks: &'a [Arc<PolicyRef>],
     /// Tier that its package gives the tool; None: no tool, or unknown to it.
     pub tier: Option<Tier>,
 }
@@ -29,7 +34,7 @@ pub enum Severity {
     None,
     /// The same outcome for another reason, or a human more for a read.
     Low,
-    /// A read is restricted, or a human more for a write.
+    /// A read is restricted, a human more for a write, or less is asked of humans.
     Medium,
     /// A write is restricted, or a read is newly allowed.
     High,
@@ -62,6 +67,8 @@ pub enum Cause {
     ApprovalAdded,
     /// A human is asked no more.
     ApprovalRemoved,
+    /// Humans are asked as before, and less is asked of them: another group, fewer of them, for longer, or about less.
+    ApprovalWeakened,
     /// The same outcome by other policies.
     RuleChanged,
 }
@@ -74,13 +81,14 @@ impl Cause {
             Cause::AccessExpanded => "access_expanded",
             Cause::ApprovalAdded => "approval_added",
             Cause::ApprovalRemoved => "approval_removed",
+            Cause::ApprovalWeakened => "approval_weakened",
             Cause::RuleChanged => "rule_changed",
         }
     }
 
     /// Whether somebody may do more than before. Budgets count these apart: they can't be acknowledged.
     pub fn expands(self) -> bool {
-        matches!(self, Cause::AccessExpanded | Cause::ApprovalRemoved)
+        matches!(self, Cause::AccessExpanded | Cause::ApprovalRemoved | Cause::ApprovalWeakened)
     }
 
     /// Whether somebody may do less than before.
@@ -119,10 +127,39 @@ pub fn compare(baseline: &Side<'_>, candidate: &Side<'_>) -> Option<Drift> {
         (Outcome::Deny, Outcome::Allow) => (by(Severity::High, Severity::Critical), Cause::AccessExpanded),
         (Outcome::ApprovalRequired, Outcome::Allow) => (by(Severity::High, Severity::Critical), Cause::ApprovalRemoved),
         (Outcome::Deny, Outcome::ApprovalRequired) => (by(Severity::Low, Severity::Medium), Cause::AccessExpanded),
-        _ if same_policies(baseline.policies, candidate.policies) => return None,
+        (Outcome::ApprovalRequired, Outcome::ApprovalRequired) if is_weaker(baseline.asks, candidate.asks) => {
+            (Severity::Medium, Cause::ApprovalWeakened)
+        }
+        _ if same_asks(baseline.asks, candidate.asks) && same_policies(baseline.policies, candidate.policies) => {
+            return None;
+        }
         _ => (Severity::Low, Cause::RuleChanged),
     };
     Some(Drift { severity, cause })
+}
+
+/// Whether something that was asked is not asked any more, by no policy whatever its name.
+fn is_weaker(baseline: &[Arc<PolicyRef>], candidate: &[Arc<PolicyRef>]) -> bool {
+    let asks = |of: &'_ [Arc<PolicyRef>]| -> Vec<Ask> { of.iter().filter_map(|p| p.ask.clone()).collect() };
+    let now = asks(candidate);
+    asks(baseline).iter().any(|before| !now.iter().any(|ask| ask.covers(before)))
+}
+
+fn same_asks(a: &[Arc<PolicyRef>], b: &[Arc<PolicyRef>]) -> bool {
+    let has = |of: &[Arc<PolicyRef>], p: &PolicyRef| of.iter().any(|o| o.id == p.id && o.ask == p.ask);
+    a.len() == b.len() && a.iter().all(|p| has(b, p)) && b.iter().all(|p| has(a, p))
+}
+
+/// What is asked of people before and now, for a sentence; empty where that is the same, or only one side asks.
+pub fn asked_words(baseline: &[Arc<PolicyRef>], candidate: &[Arc<PolicyRef>]) -> String {
+    if baseline.is_empty() || candidate.is_empty() || same_asks(baseline, candidate) {
+        return String::new();
+    }
+    let words = |of: &[Arc<PolicyRef>]| {
+        let all: Vec<String> = of.iter().filter_map(|p| p.ask.as_ref()).take(3).map(Ask::words).collect();
+        all.join(" and ")
+    };
+    format!(" Asked are {} before, {} now.", words(baseline), words(candidate))
 }
 
 fn same_policies(a: &[String], b: &[String]) -> bool {
@@ -134,7 +171,7 @@ mod tests {
     use super::*;
 
     fn at(outcome: Outcome, tier: Option<Tier>) -> Side<'static> {
-        Side { outcome, policies: &[], tier }
+        Side { outcome, policies: &[], asks: &[], tier }
     }
 
     #[test]
@@ -183,7 +220,7 @@ mod tests {
     #[test]
     fn other_policies_with_the_same_outcome_are_low_in_any_order_none() {
         let (ab, ba, a) = (["a".to_owned(), "b".to_owned()], ["b".to_owned(), "a".to_owned()], ["a".to_owned()]);
-        let side = |policies| Side { outcome: Outcome::Allow, policies, tier: Some(Tier::Write) };
+        let side = |policies| Side { outcome: Outcome::Allow, policies, asks: &[], tier: Some(Tier::Write) };
         assert_eq!(compare(&side(&ab), &side(&ba)), None);
         let drift = compare(&side(&ab), &side(&a)).unwrap();
         assert_eq!((drift.severity, drift.cause), (Severity::Low, Cause::RuleChanged));
@@ -194,5 +231,49 @@ mod tests {
         let refused = at(Outcome::Refused, None);
         assert_eq!(compare(&refused, &at(Outcome::Deny, None)), None);
         assert_eq!(compare(&refused, &at(Outcome::Allow, None)).unwrap().severity, Severity::Critical);
+    }
+
+    /// The names stay, and so does that people are asked.
+    #[test]
+    fn weaker_human_gate_is_no_drift() {
+        let ids = ["tenant/base/ask".to_owned()];
+        let ask = |group: &str, count: u32| Ask { group: group.into(), count, window_seconds: None, binds: Vec::new() };
+        let asking = |ask: Ask| {
+            let id = ids[0].clone();
+            [Arc::new(PolicyRef {
+                id,
+                reason: None,
+                code: None,
+                text_hash: String::new(),
+                ask: Some(ask),
+                grants_tenants: false,
+            })]
+        };
+        let two = asking(ask("leads", 2));
+        let drift = |now: &[Arc<PolicyRef>], tier| {
+            let side = |asks| Side { outcome: Outcome::ApprovalRequired, policies: &ids, asks, tier: Some(tier) };
+            (compare(&side(&two), &side(now)), asked_words(&two, now))
+        };
+        let weaker = [
+            ask("everybody", 2),
+            ask("leads", 1),
+            Ask { window_seconds: Some(900), ..ask("leads", 2) },
+            Ask { binds: vec!["repo".into()], ..ask("leads", 2) },
+        ];
+        for now in weaker {
+            for tier in [Tier::Read, Tier::Write] {
+                let (found, words) = drift(&asking(now.clone()), tier);
+                let found = found.unwrap();
+                assert_eq!((found.severity, found.cause), (Severity::Medium, Cause::ApprovalWeakened), "{now:?}");
+                assert!(found.cause.expands() && !found.cause.restricts());
+                assert!(words.contains("2 of \"leads\" before") && words.contains(&now.words()), "{words}");
+            }
+        }
+        assert_eq!(drift(&two, Tier::Write), (None, String::new()));
+        let stricter = drift(&asking(ask("leads", 3)), Tier::Write).0.unwrap();
+        assert_eq!((stricter.severity, stricter.cause), (Severity::Low, Cause::RuleChanged));
+        // Asked by another policy besides, nothing is weaker.
+        let both = [two[0].clone(), asking(ask("everybody", 1))[0].clone()];
+        assert_eq!(drift(&both, Tier::Write).0.unwrap().cause, Cause::RuleChanged);
     }
 }

@@ -137,7 +137,7 @@ pub struct PolicyRef {
 }
 
 /// What a policy asks of humans.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ask {
     /// Approver group (`@require_approval`), or `delegator`.
     pub group: String,
@@ -149,6 +149,24 @@ pub struct Ask {
     /// Arguments that the approval binds (`@approval_binds`); empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub binds: Vec<String>,
+}
+
+impl Ask {
+    /// Whether it asks at least as much as another one: the same group, as many of them, for no longer, and of as many arguments.
+    pub fn covers(&self, other: &Ask) -> bool {
+        let binds =
+            self.binds.is_empty() || !other.binds.is_empty() && other.binds.iter().all(|b| self.binds.contains(b));
+        let window = |ask: &Ask| ask.window_seconds.unwrap_or(0);
+        self.group == other.group && self.count >= other.count && window(self) <= window(other) && binds
+    }
+
+    /// For people: `2 of "leads"`.
+    pub fn words(&self) -> String {
+        let window = self.window_seconds.map(|s| format!(" for {s} s")).unwrap_or_default();
+        let binds: Vec<String> = self.binds.iter().take(3).map(|b| format!("{b:?}")).collect();
+        let binds = if binds.is_empty() { String::new() } else { format!(" on {}", binds.join(", ")) };
+        format!("{} of {:?}{window}{binds}", self.count, self.group)
+    }
 }
 
 /// A policy that could not be evaluated; a deny, because it may have been a forbid.

@@ -16,7 +16,7 @@ use smol_str::SmolStr;
 
 use super::environment::Environment;
 use super::rewrite::{Typed, Unsupported, World, join};
-use crate::policy::{CompiledPackage, TYPES, portrait};
+use crate::policy::{Ask, CompiledPackage, TYPES, portrait};
 
 /// Pairs of network names are related to each other up to this many names.
 const MAX_RELATED: usize = 40;
@@ -37,6 +37,8 @@ pub(super) struct Rule {
     /// `(platform|tenant)/package/id`.
     pub id: String,
     pub kind: Kind,
+    /// What it asks of humans, where it asks.
+    pub ask: Option<Ask>,
     pub expr: Result<Expr, Unsupported>,
     /// Equal only where the policy has the same value for every call.
     pub key: String,
@@ -46,6 +48,7 @@ pub(super) struct Rule {
 pub(super) struct TypedRule {
     id: String,
     kind: Kind,
+    ask: Option<Ask>,
     typed: Result<Typed, Unsupported>,
     text: String,
 }
@@ -85,7 +88,8 @@ pub(super) fn typed_rules(
                 Err(Unsupported("it does not pass the type check for this kind of call".into()))
             }
         };
-        TypedRule { id: rule.reference.id.clone(), kind, typed, text: rule.condition.to_string() }
+        let ask = rule.reference.ask.clone().filter(|_| kind == Kind::Ask);
+        TypedRule { id: rule.reference.id.clone(), kind, ask, typed, text: rule.condition.to_string() }
     });
     Some(rules.collect())
 }
@@ -101,7 +105,7 @@ pub(super) fn add_rules(to: &mut Vec<Rule>, rules: &[TypedRule], world: &World<'
             },
             Err(_) => format!("?{facts}?{}", rule.text),
         };
-        to.push(Rule { id: rule.id.clone(), kind: rule.kind, expr, key });
+        to.push(Rule { id: rule.id.clone(), kind: rule.kind, ask: rule.ask.clone(), expr, key });
     }
 }
 
@@ -112,9 +116,9 @@ pub(super) struct Half {
 }
 
 impl Half {
-    /// What it does, whatever the policies are called: equal only where both sides decide every call alike.
-    pub fn signature(&self) -> BTreeSet<(Kind, &str)> {
-        self.rules.iter().map(|r| (r.kind, r.key.as_str())).collect()
+    /// What it does, whatever the policies are called: equal only where both sides decide every call alike, and ask the same of people.
+    pub fn signature(&self) -> BTreeSet<(Kind, &str, Option<&Ask>)> {
+        self.rules.iter().map(|r| (r.kind, r.key.as_str(), r.ask.as_ref())).collect()
     }
 
     pub fn permits(&self) -> bool {
@@ -258,7 +262,8 @@ impl Symbols {
 
     /// One policy alone, as a permit.
     pub fn alone(&self, expr: &Expr) -> Result<CompiledPolicySet, String> {
-        let rule = Rule { id: String::new(), kind: Kind::Permit, expr: Ok(expr.clone()), key: String::new() };
+        let rule =
+            Rule { id: String::new(), kind: Kind::Permit, ask: None, expr: Ok(expr.clone()), key: String::new() };
         self.set(&Half { rules: vec![rule] }, false, &[])
     }
 

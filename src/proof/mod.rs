@@ -7,6 +7,7 @@
 
 mod call;
 mod environment;
+mod gates;
 mod half;
 mod invariants;
 mod prove;

@@ -17,7 +17,7 @@ use crate::api::{PolicyPackageSpec, Tier};
 use crate::gate::Outcome;
 use crate::lifecycle::evidence::ProofVerdict;
 use crate::policy::portrait::{self, ActionPortrait};
-use crate::policy::{CompiledPackage, Side, TYPES, base_platform, digest, sha256_text, uid};
+use crate::policy::{CompiledPackage, PolicyRef, Side, TYPES, base_platform, digest, sha256_text, uid};
 
 /// Stack for type checking, rewriting and symbolic compilation.
 const STACK: usize = 256 * 1024 * 1024;
@@ -136,7 +136,7 @@ pub(super) struct Case {
 }
 
 impl Case {
-    fn tool(&self) -> Option<&str> {
+    pub(super) fn tool(&self) -> Option<&str> {
         self.tools.first().map(String::as_str)
     }
 }
@@ -416,6 +416,8 @@ impl<'a> Prover<'a> {
         case.alone.add(alone);
         let lifted = if asks { self.both_ways(environment, symbols, case, true, session, proof).await } else { alone };
         case.lifted.add(lifted);
+        let gates = self.weaker_gates(environment, symbols, case, session, proof).await;
+        case.lifted.add(gates);
     }
 
     async fn both_ways(
@@ -500,9 +502,14 @@ impl<'a> Prover<'a> {
     }
 
     /// What Remit's gates make of a call under one of the two packages.
-    pub fn outcome(&self, call: &Call, candidate: bool) -> (Outcome, Vec<String>) {
+    pub fn decided(&self, call: &Call, candidate: bool) -> (Outcome, Vec<Arc<PolicyRef>>) {
         let package = if candidate { &self.candidate } else { &self.baseline };
-        let (outcome, policies) = call.decide(&self.input.tenant, &self.gates, &package.compiled);
+        call.decide(&self.input.tenant, &self.gates, &package.compiled)
+    }
+
+    /// The same with the names of the policies.
+    pub fn outcome(&self, call: &Call, candidate: bool) -> (Outcome, Vec<String>) {
+        let (outcome, policies) = self.decided(call, candidate);
         (outcome, policies.into_iter().map(|p| p.id.clone()).collect())
     }
 
@@ -517,7 +524,7 @@ impl<'a> Prover<'a> {
         [of(&self.baseline), of(&self.candidate)]
     }
 
-    fn example(&self, call: Call, case: &Case, lifted: bool, expands: bool) -> CounterExample {
+    pub(super) fn example(&self, call: Call, case: &Case, lifted: bool, expands: bool) -> CounterExample {
         let (baseline, baseline_policies) = self.outcome(&call, false);
         let (candidate, candidate_policies) = self.outcome(&call, true);
         let side = |outcome: Outcome, policies: &[String]| match outcome {
@@ -616,7 +623,7 @@ fn unknown(case: &mut Case, proof: &mut Proof, why: String) {
     reason(case, proof, why);
 }
 
-fn reason(case: &mut Case, proof: &mut Proof, why: String) {
+pub(super) fn reason(case: &mut Case, proof: &mut Proof, why: String) {
     if !proof.unknown_because.contains(&why) && proof.unknown_because.len() < MAX_REASONS {
         proof.unknown_because.push(why.clone());
     }

@@ -131,6 +131,44 @@ fn a_removed_ask_expands_alone() {
     assert_eq!(proof.counter_examples[0].baseline_policies, ["tenant/test/ask"]);
 }
 
+/// People are asked as before, under the same name: not the same people, or not as many of them.
+#[test]
+fn a_weaker_human_gate_expands_with_a_human() {
+    let gate = |asked: &str| both(WRITES, &ASK.replace(r#"@require_approval("leads")"#, asked));
+    let two = gate(r#"@require_approval("leads") @approval_count("2")"#);
+    for weaker in [
+        r#"@require_approval("everybody") @approval_count("2")"#,
+        r#"@require_approval("leads")"#,
+        r#"@require_approval("leads") @approval_count("2") @approval_window("1d")"#,
+    ] {
+        let proof = policies(&two, &gate(weaker));
+        assert_eq!(verdicts(&proof), (Equivalent, Expands), "{weaker}: {proof:?}");
+        let example = &proof.counter_examples[0];
+        assert!(example.expands && example.with_approval);
+        assert_eq!((example.baseline, example.candidate), (Outcome::ApprovalRequired, Outcome::ApprovalRequired));
+        let words =
+            "before asked about by tenant/test/ask, now asked about by tenant/test/ask; 2 of \"leads\" before, ";
+        assert!(example.sentence.contains(words), "{}", example.sentence);
+    }
+    let stricter = policies(&gate(r#"@require_approval("leads")"#), &two);
+    assert_eq!(verdicts(&stricter), (Equivalent, Equivalent), "{stricter:?}");
+    // For some calls only, by another policy.
+    let split = both(
+        &two.replace("ToolGroup::\"write\");", "ToolGroup::\"write\") when { principal.trust < 4 };"),
+        r#"@id("late") @require_approval("everybody") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#,
+    );
+    let proof = policies(&two, &split);
+    assert_eq!(verdicts(&proof), (Equivalent, Expands), "{proof:?}");
+    assert_eq!(proof.counter_examples[0].call.agent.as_ref().unwrap().trust, 4);
+    // The same demand under other names and in other words is the same.
+    let same = both(
+        &two.replace("ToolGroup::\"write\");", "ToolGroup::\"write\") when { principal.trust < 4 };"),
+        r#"@id("late") @require_approval("leads") @approval_count("3") forbid(principal, action == Action::"call_tool", resource in ToolGroup::"write") when { principal.trust >= 4 };"#,
+    );
+    let proof = policies(&two, &same);
+    assert_eq!(verdicts(&proof), (Equivalent, Equivalent), "{proof:?}");
+}
+
 #[test]
 fn a_platforms_forbid_hides_an_expansion() {
     // The base package lets trust 0 do nothing.

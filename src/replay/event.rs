@@ -12,8 +12,8 @@ use super::world::{Worlds, enforced, input};
 use super::{Body, EffectiveSet, Recorded, Task, selects};
 use crate::api::{Tier, Tool};
 use crate::gate::{Decision, DecisionRecord, Outcome, decide, depends_on_redacted};
-use crate::lifecycle::drift::{Cause, Drift, Severity, Side, compare, reads_only};
-use crate::policy::{Arguments, REDACTED};
+use crate::lifecycle::drift::{Cause, Drift, Severity, Side, asked_words, compare, reads_only};
+use crate::policy::{Arguments, PolicyRef, REDACTED};
 use crate::store::Place;
 
 /// Why a record is not replayed.
@@ -167,6 +167,7 @@ pub(super) struct Answer {
     pub outcome: Outcome,
     pub code: &'static str,
     pub policies: Vec<String>,
+    pub asks: Vec<Arc<PolicyRef>>,
     pub tier: Option<Tier>,
 }
 
@@ -177,11 +178,12 @@ impl Answer {
         let mut policies: Vec<String> = determining.chain(decision.errors.iter().map(|e| &e.policy)).cloned().collect();
         policies.sort_unstable();
         policies.dedup();
-        Self { outcome: decision.outcome, code: decision.code, policies, tier: tool(set, resource).map(|t| t.tier) }
+        let (asks, tier) = (decision.asked(), tool(set, resource).map(|t| t.tier));
+        Self { outcome: decision.outcome, code: decision.code, policies, asks, tier }
     }
 
     fn side(&self) -> Side<'_> {
-        Side { outcome: self.outcome, policies: &self.policies, tier: self.tier }
+        Side { outcome: self.outcome, policies: &self.policies, asks: &self.asks, tier: self.tier }
     }
 
     /// In words: `denied (no_permit)`, `allowed by tenant/base/writes`.
@@ -328,11 +330,12 @@ fn event(record: &DecisionRecord, both: &Both, drift: Drift) -> Event {
     let kind = if record.agent.is_empty() { "Subject" } else { "Agent" };
     let behalf = record.delegated_from.as_ref().map(|d| format!(" on behalf of {}", shown(d))).unwrap_or_default();
     let sentence = format!(
-        "{kind} {}{behalf} {action} {}: {} before, {} now.",
+        "{kind} {}{behalf} {action} {}: {} before, {} now.{}",
         shown(&who(record)),
         resource_words(record, both),
         both.baseline.words(),
         both.candidate.words(),
+        asked_words(&both.baseline.asks, &both.candidate.asks),
     );
     Event {
         decision: record.id.clone(),

@@ -47,6 +47,57 @@ mod attacks {
         assert_eq!(sides, (&["tenant/base/ask-admin".to_owned()][..], &["tenant/base/admins".to_owned()][..]));
     }
 
+    /// The name of the policy stays, and people are asked; other people.
+    #[test]
+    fn weaker_human_gate_is_no_drift() {
+        let base = set("1.0.0", BASE);
+        let mut world = World::new(&base);
+        world.ask("coder", "git/gc", json!({}));
+        for other in [r#"@require_approval("everybody")"#, r#"@require_approval("leads") @approval_window("1h")"#] {
+            let candidate = changed(r#"@require_approval("leads")"#, other);
+            let report = replayed(&world, &base, &candidate);
+            assert_eq!((report.counts.medium, report.counts.expansions, report.counts.same), (1, 1, 0));
+            let worst = &report.worst[0];
+            assert_eq!((worst.severity, worst.cause), (Severity::Medium, Cause::ApprovalWeakened));
+            let asked = format!(
+                "Asked are 1 of \"leads\" before, 1 of {} now.",
+                if other.contains("every") { "\"everybody\"" } else { "\"leads\" for 3600 s" }
+            );
+            assert!(
+                worst.sentence.contains("tenant/base/ask-admin") && worst.sentence.ends_with(&asked),
+                "{}",
+                worst.sentence
+            );
+            assert_eq!(replayed(&world, &candidate, &candidate).counts.same, 1);
+        }
+    }
+
+    /// Many writes that a fix denies, of one agent, are one agent's share; what is shown are the true numbers.
+    #[test]
+    fn denials_inflated_to_hold_back_a_fix() {
+        let base = set("1.0.0", BASE);
+        let fix = changed("when { principal.trust >= 2 }", "when { principal.trust >= 4 }");
+        let mut world = World::new(&base);
+        world.agents.push(super::super::testing::agent("mallory", 3));
+        for _ in 0..40 {
+            world.ask("mallory", "git/push", json!({}));
+        }
+        world.ask("junior", "git/log", json!({}));
+        let summary = replayed(&world, &base, &fix).summary("r");
+        assert_eq!((summary.high_restrictions, summary.replayed), (40, 41));
+        let shares = summary.shares.unwrap();
+        assert_eq!((shares.high_restrictions, shares.most, shares.callers), (1, 40, 1));
+        // Where another loses as many, both count.
+        for _ in 0..40 {
+            world.ask("coder", "git/push", json!({}));
+        }
+        let shares = replayed(&world, &base, &fix).summary("r").shares.unwrap();
+        assert_eq!((shares.high_restrictions, shares.most, shares.callers), (80, 40, 2));
+        // Alone it is all there is.
+        world.records.truncate(40);
+        assert_eq!(replayed(&world, &base, &fix).summary("r").shares.unwrap().high_restrictions, 40);
+    }
+
     /// Records of one instant come in one order, however they arrive: else two runs over the same records would differ.
     #[test]
     fn equal_timestamps_determinism() {

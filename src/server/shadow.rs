@@ -21,7 +21,7 @@ use crate::gate::{
     Arm, CheckInput, CheckRequest, Checked, Decision, MAX_PATTERN_COST, Outcome, SessionState, Snapshot, Unit,
     check_under, shadowed,
 };
-use crate::lifecycle::drift::{Severity, Side, compare};
+use crate::lifecycle::drift::{Severity, Side, asked_words, compare};
 use crate::store::{Arms, ShadowRow};
 
 /// Calls that wait, of all tenants and of one.
@@ -282,14 +282,20 @@ fn row(job: &Job, under: Under, key: &[u8]) -> Option<ShadowRow> {
         Arm::Canary => (&other, answered),
     };
     let (stable_policies, candidate_policies) = (stable.determining(), candidate.determining());
+    let (stable_asks, candidate_asks) = (stable.asked(), candidate.asked());
     let resource = &job.request.resource;
     let tier = |arm| -> Option<Tier> {
         let package = tenant.package_of(arm).filter(|_| resource.type_ == "tool")?;
         package.tool(&resource.id).map(|tool| tool.tier)
     };
     let drift = compare(
-        &Side { outcome: stable.weighed().0, policies: &stable_policies, tier: tier(Arm::Stable) },
-        &Side { outcome: candidate.weighed().0, policies: &candidate_policies, tier: tier(Arm::Canary) },
+        &Side { outcome: stable.weighed().0, policies: &stable_policies, asks: &stable_asks, tier: tier(Arm::Stable) },
+        &Side {
+            outcome: candidate.weighed().0,
+            policies: &candidate_policies,
+            asks: &candidate_asks,
+            tier: tier(Arm::Canary),
+        },
     );
     let subject = &job.request.subject;
     let agent = match subject.type_.as_str() {
@@ -299,12 +305,13 @@ fn row(job: &Job, under: Under, key: &[u8]) -> Option<ShadowRow> {
     let sentence = match drift {
         None => String::new(),
         Some(_) => format!(
-            "{} and {} {}: {} in force, {} under the candidate.",
+            "{} and {} {}: {} in force, {} under the candidate.{}",
             name(&agent),
             name(&job.request.action.name),
             name(&resource.id),
             said(stable, &stable_policies),
             said(candidate, &candidate_policies),
+            asked_words(&stable_asks, &candidate_asks),
         ),
     };
     Some(ShadowRow {

@@ -80,7 +80,8 @@ fn severity(rank: i64) -> Result<Severity, StoreError> {
 }
 
 fn cause(text: &str) -> Result<Cause, StoreError> {
-    [Cause::AccessRestricted, Cause::AccessExpanded, Cause::ApprovalAdded, Cause::ApprovalRemoved, Cause::RuleChanged]
+    use Cause::{AccessExpanded, AccessRestricted, ApprovalAdded, ApprovalRemoved, ApprovalWeakened, RuleChanged};
+    [AccessRestricted, AccessExpanded, ApprovalAdded, ApprovalRemoved, ApprovalWeakened, RuleChanged]
         .into_iter()
         .find(|c| c.as_str() == text)
         .ok_or_else(|| StoreError::Corrupt { what: "cause of a shadow evaluation", why: text.to_owned() })

@@ -89,7 +89,7 @@ pub fn schemas() -> Map<String, Value> {
                 "baseline": text(), "candidate": text(), "reads": {"type": "integer"}, "writes": {"type": "integer"}}}},
             "worst": {"type": "array", "maxItems": 100, "items": {"type": "object", "properties": {
                 "decision": text(), "time": time(), "severity": {"enum": ["low", "medium", "high", "critical"]},
-                "cause": {"enum": ["access_restricted", "access_expanded", "approval_added", "approval_removed", "rule_changed"]},
+                "cause": {"enum": ["access_restricted", "access_expanded", "approval_added", "approval_removed", "approval_weakened", "rule_changed"]},
                 "agent": text(), "delegatedFrom": text(), "action": text(), "tool": text(), "baseline": side, "candidate": side,
                 "sentence": text()}}},
             "invariants": {"type": "array", "items": {"type": "object", "properties": {
