@@ -2,9 +2,9 @@
 
 use super::tests::{UID, World, calm, example, replayed};
 use super::*;
-use crate::api::{CheckResult, RevisionStatus, RolloutHold, RolloutPhase};
+use crate::api::{Budgets, CheckResult, RevisionStatus, RolloutHold, RolloutPhase};
 use crate::lifecycle::drift::{Cause, Severity};
-use crate::lifecycle::evidence::{AgentCounts, AgentDrift};
+use crate::lifecycle::evidence::{AgentCounts, AgentDrift, Shares};
 
 /// A good replay of another change says nothing of this one, whichever part of the question differs.
 #[test]
@@ -251,6 +251,84 @@ fn denials_inflated_to_hold_back_a_fix() {
     w.window.shadow[0].critical = 1;
     w.pass();
     assert_eq!(w.candidate(), None);
+
+    // In the replay: a hundred writes of one agent, none of anybody else. (What the tally makes of records is tested there.)
+    for (capped, starts) in [(1, true), (3, false)] {
+        let mut w = World::staged();
+        let shares = Some(Shares { callers: 3, most: 10, high_restrictions: capped });
+        w.replay = Progress::Done(ReplaySummary { high: 100, high_restrictions: 100, shares, ..replayed() });
+        w.settle();
+        assert_eq!(w.status.percent == Some(5), starts, "{}", w.message());
+    }
+
+    // Whoever calls first is alone in the window, and not in the namespace.
+    let drift = |agent: &str, compared: u64, restricted: u64| AgentDrift {
+        agent: agent.into(),
+        compared,
+        high: restricted,
+        high_restrictions: restricted,
+        restrictions: restricted,
+        ..AgentDrift::default()
+    };
+    let weighed = |window: Window| {
+        let mut w = World::in_stage_one();
+        w.window = window;
+        w.window.worst = vec![example(Severity::High, Cause::AccessRestricted)];
+        w.pass();
+        w
+    };
+    let shadow = |shadow: Vec<AgentDrift>, agents| weighed(Window { shadow, agents, ..Window::default() });
+    for calls in [3, 20, 100_000] {
+        let alone = shadow(vec![drift("mallory", calls, calls)], 5);
+        assert_eq!(alone.candidate(), Some("1.1.0"), "{calls}: {}", alone.message());
+        let only = shadow(vec![drift("coder", calls, calls)], 1);
+        assert_eq!(only.candidate(), None, "of a namespace with one agent it is all there is");
+    }
+    // Beside others that have called enough, too; not where they lose calls as well, and then the cause is named.
+    assert_eq!(shadow(vec![drift("mallory", 99, 99), drift("coder", 20, 0)], 2).candidate(), Some("1.1.0"));
+    let both = shadow(vec![drift("mallory", 99, 2), drift("coder", 10, 2), drift("tester", 10, 0)], 3);
+    assert_eq!(both.candidate(), None);
+    let mut growth = World::in_stage_one();
+    growth.spec.budgets = Some(Budgets { high_drift: Some(1_000), ..Budgets::default() });
+    growth.settle();
+    growth.pass();
+    growth.window.shadow = vec![drift("mallory", 99, 50), drift("coder", 20, 10)];
+    growth.window.worst = vec![example(Severity::High, Cause::AccessRestricted)];
+    growth.pass();
+    assert!(growth.message().contains("denialGrowth is 50.0 points"), "{}", growth.message());
+    assert!(growth.message().contains("decision d-17, by tenant/core/deletes"), "{}", growth.message());
+
+    // Errors: alone on the candidate with what nobody can evaluate, or one of several with what the candidate alone can't.
+    let arm = |agents: &[(&str, u64, u64, u64)]| -> Vec<AgentCounts> {
+        let one = |(agent, decisions, errors, micros): &(&str, u64, u64, u64)| AgentCounts {
+            agent: (*agent).into(),
+            decisions: *decisions,
+            denied: *errors,
+            errors: *errors,
+            latency_micros: decisions * micros,
+            ..AgentCounts::default()
+        };
+        agents.iter().map(one).collect()
+    };
+    let arms = |stable: &[(&str, u64, u64, u64)], canary: &[(&str, u64, u64, u64)]| {
+        weighed(Window { stable: arm(stable), canary: arm(canary), agents: 3, ..Window::default() })
+    };
+    let quiet: [(&str, u64, u64, u64); 2] = [("coder", 100, 0, 300), ("tester", 100, 0, 300)];
+    assert_eq!(arms(&[], &[("mallory", 100, 100, 300)]).candidate(), Some("1.1.0"));
+    assert_eq!(arms(&quiet, &[("mallory", 100, 100, 300)]).candidate(), Some("1.1.0"));
+    let one_of_three = [quiet[0], quiet[1], ("mallory", 9_999, 9_999, 300)];
+    assert_eq!(arms(&quiet, &one_of_three).candidate(), Some("1.1.0"));
+    assert_eq!(arms(&quiet, &[quiet[0], ("tester", 100, 10, 300), ("mallory", 99, 99, 300)]).candidate(), None);
+    let erring = |agent: &str| AgentDrift { errors: 20, ..drift(agent, 20, 0) };
+    assert_eq!(shadow(vec![erring("mallory"), drift("coder", 20, 0)], 2).candidate(), Some("1.1.0"));
+    assert_eq!(shadow(vec![erring("mallory"), erring("coder")], 2).candidate(), None);
+
+    // Latency: one agent's heavy calls are one vote, on either arm.
+    let slow = |agent| (agent, 100_000, 0, 900_000);
+    assert_eq!(arms(&quiet, &[quiet[0], quiet[1], slow("mallory")]).candidate(), Some("1.1.0"));
+    assert_eq!(arms(&quiet, &[slow("mallory")]).candidate(), Some("1.1.0"), "alone there, it is one of several");
+    let hiding = arms(&[quiet[0], quiet[1], slow("mallory")], &[slow("coder"), slow("tester"), slow("mallory")]);
+    assert_eq!((hiding.candidate(), hiding.reason()), (None, "BudgetExceeded"), "nor does it hide a slow candidate");
 }
 
 /// A definition that drops fields: a budget that Git has would not be there. Nothing starts, and what is on its way comes back.

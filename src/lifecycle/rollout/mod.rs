@@ -21,6 +21,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod verdict;
+#[cfg(test)]
+mod weighing_tests;
 mod words;
 
 use std::collections::BTreeSet;

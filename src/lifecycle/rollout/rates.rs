@@ -43,15 +43,11 @@ fn shared(all: u64, most: u64, callers: u64, needed: u64) -> u64 {
 /// Decisions that the candidate made, answered or in shadow (every call that was compared was decided by it too), of which `needed` are
 /// needed.
 pub fn decisions_of_candidate(w: &Window, needed: u64) -> u64 {
-    let each = decided(w);
+    // The comparisons are counted by the minute, the answers to the instant.
+    let decided = |a: OfAgent<'_>| a.canary.0.max(a.compared.0.min(a.canary.0 + a.stable.0));
+    let each: Vec<u64> = by_agent(w).into_values().map(decided).collect();
     let callers = each.iter().filter(|n| **n >= CALLER).count() as u64;
     shared(each.iter().sum(), each.iter().max().copied().unwrap_or(0), callers, needed)
-}
-
-/// The same for each agent, whole.
-fn decided(w: &Window) -> Vec<u64> {
-    // The comparisons are counted by the minute, the answers to the instant.
-    by_agent(w).into_values().map(|a| a.canary.0.max(a.compared.0.min(a.canary.0 + a.stable.0))).collect()
 }
 
 /// Replayed decisions, of which `needed` are needed.
@@ -179,7 +175,7 @@ pub(super) fn denial_growth(limits: &Limits, acknowledged: bool, w: &Window) -> 
 pub(super) fn errors(limits: &Limits, needed: u64, w: &Window) -> (BudgetCheck, bool) {
     const NAME: &str = "errors";
     let threshold = format!("at most {} %", limits.errors);
-    let made = decided(w).iter().sum();
+    let made = by_agent(w).into_values().map(|a| a.canary.0.max(a.compared.0)).sum();
     if made < needed.max(1) {
         return (too_few(NAME, made, needed, threshold), made < needed);
     }

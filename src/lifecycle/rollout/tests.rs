@@ -29,6 +29,8 @@ pub(super) struct World {
     pub proof: Progress<ProofSummary>,
     /// What the records say while a candidate is in a stage.
     pub window: Window,
+    /// What the records say can't be read.
+    pub unread: bool,
     pub gap: Option<String>,
     /// Why the candidate can't be loaded.
     pub candidate_error: Option<String>,
@@ -92,6 +94,7 @@ impl World {
             replay: Progress::Done(replayed()),
             proof: Progress::Done(proved(ProofVerdict::Equivalent)),
             window: Window::default(),
+            unread: false,
             gap: None,
             candidate_error: None,
             uid: UID.into(),
@@ -151,7 +154,7 @@ impl World {
         let base = resume(&o);
         let question = question(&base, "acme", &self.uid, &self.platform).map(|q| other.unwrap_or(q));
         o.evidence = question.as_ref().map(|question| Evidence { question, replay: &self.replay, proof: &self.proof });
-        if base.stage.is_some() {
+        if base.stage.is_some() && !self.unread {
             o.window = Some(&self.window);
             o.stage_decisions = decisions_of_candidate(&self.window, stage_minimum(&self.spec, &base));
         }
