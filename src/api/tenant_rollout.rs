@@ -170,16 +170,18 @@ pub struct Budgets {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub denial_growth_percent: Option<i64>,
-    /// Decisions of the candidate that end in an evaluation error, percent, 0 to 100; 2 if not set.
+    /// Decisions of the candidate that end in an evaluation error which the package in force does not have, percent, 0 to 100; 2 if not
+    /// set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub error_percent: Option<i64>,
-    /// Growth of the 95th percentile of the time in the gates from stable to candidate, percent, 0 to 10000; 200 if not set. Below
-    /// 10 ms, or with fewer than 100 decisions on an arm, nothing is compared.
+    /// Growth of the mean time in the gates from stable to candidate for the agent in the middle, percent, 0 to 10000; 200 if not set.
+    /// Below 10 ms, or with fewer than 100 decisions on an arm, nothing is compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10_000))]
     pub latency_growth_percent: Option<i64>,
-    /// Decisions of an arm that its rates need before they count, 1 to 1000000; 20 if not set.
+    /// Decisions that a rate needs before it counts, and compared calls without which no stage is left (never more than its
+    /// `minDecisions`), 1 to 1000000; 20 if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub min_samples: Option<i64>,
@@ -188,6 +190,7 @@ pub struct Budgets {
     #[schemars(range(min = 10, max = 86_400))]
     pub window_seconds: Option<i64>,
     /// Sessions whose calls are evaluated under the other arm too, off the answer's path, percent, 0 to 100; 100 if not set.
+    /// With 0 no stage is left by itself, unless its `minDecisions` is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub shadow_percent: Option<i64>,
@@ -424,8 +427,8 @@ pub enum CheckResult {
 #[serde(rename_all = "camelCase")]
 pub struct BudgetCheck {
     /// Before stage one `replay`, `replayCriticalDrift`, `replayHighExpansions`, `replayHighRestrictions`, `replayInvariants`, `proof`,
-    /// `proofInvariants`; from then on also `samples`, `criticalDrift`, `highExpansions`, `highRestrictions`, `denialGrowth`,
-    /// `errors`, `latency`.
+    /// `proofInvariants`; from then on also `samples`, `shadow`, `criticalDrift`, `highExpansions`, `highRestrictions`,
+    /// `denialGrowth`, `errors`, `latency`.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// What it came to.
