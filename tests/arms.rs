@@ -202,8 +202,9 @@ async fn arms_outlive_a_restart_and_only_grow() {
 fn promote(w: &World<'_>) {
     let id = format!("p-{}", crate::support::unique());
     let actor = w.c.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).unwrap();
-    let has = !w.c.rollout(&w.tenant)["status"]["actions"].is_null();
-    let entry = json!({"id": id, "actor": actor, "action": "promote"});
+    let status = w.c.rollout(&w.tenant)["status"].clone();
+    let has = !status["actions"].is_null();
+    let entry = json!({"id": id, "actor": actor, "action": "promote", "digest": status["candidate"]["digest"]});
     let patch = match has {
         true => json!([{"op": "add", "path": "/status/actions/-", "value": entry}]),
         false => json!([{"op": "add", "path": "/status/actions", "value": [entry]}]),

@@ -249,18 +249,19 @@ async fn pruned_package_and_deleted_bytes_keep_deciding() {
     assert_eq!(kept.lines().count(), 1, "{kept}");
     assert_eq!(c.code(&token, &tenant, "files/read").await, "allowed");
     c.wait_for(&tenant, "tenantrollout/default", "Ready");
-    // A rollout that is deleted is made again with what was in force, once a package is there to speak of.
-    c.apply(&tenant, &package(&one).1).unwrap();
+    // A rollout that is deleted is made again with what was in force; the bytes are no part of it, and stay what they are.
+    let whole = || {
+        let all = c.kubectl(&["get", "controllerrevisions", "-n", &tenant, "-o", "json"]).unwrap();
+        let all: Value = serde_json::from_str(&all).unwrap();
+        let of = |r: &Value| (r["metadata"]["uid"].clone(), r["metadata"]["ownerReferences"].clone());
+        all["items"].as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    let before = whole();
     c.kubectl(&["delete", "tenantrollout", "default", "-n", &tenant]).unwrap();
     c.in_force(&tenant, &digest(&one));
     c.expect(&token, &tenant, "files/read", "allowed").await;
-    eventually_blocking("the bytes are kept again, for the new rollout", || {
-        let uid = c.rollout(&tenant)["metadata"]["uid"].clone();
-        let all = c.kubectl(&["get", "controllerrevisions", "-n", &tenant, "-o", "json"])?;
-        let all: Value = serde_json::from_str(&all).unwrap();
-        let owned = all["items"].as_array().unwrap().iter().any(|r| r["metadata"]["ownerReferences"][0]["uid"] == uid);
-        if owned { Ok(()) } else { Err(all.to_string()) }
-    });
+    assert_eq!(whole(), before);
+    assert!(before.len() == 1 && before[0].1.is_null(), "{before:?}");
 }
 
 #[tokio::test]
@@ -374,7 +375,31 @@ async fn compromised_signer_leaves_force() {
     c.expect(&tokens[0], &running, "files/write", "no_permit").await;
     c.expect(&tokens[0], &running, "files/read", "allowed").await;
     assert_eq!(c.rollout(&running)["status"]["history"][0]["cause"], "SignerCompromised");
-    // The same with the operator down: its first answer must already be without that package.
+    // With the signer's object gone, and made anew as if nothing had been, what it signed does not come back, by whichever way.
+    c.kubectl(&["delete", "policysigner", &format!("bad-{running}")]).unwrap();
+    let back = |id: &str| {
+        let digest = c.rollout(&running)["status"]["stable"]["digest"].clone();
+        let actor = c.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).unwrap();
+        let entry =
+            json!({"id": id, "actor": actor, "action": "rollback", "revision": 2, "digest": digest, "reason": "r"});
+        let status = json!({"apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
+            "status": {"actions": [entry]}});
+        let manager = format!("--field-manager={id}");
+        c.apply_with(&running, &status.to_string(), &["--server-side", "--subresource=status", &manager]).unwrap();
+        let handled = eventually_blocking("it is handled", || {
+            let status = c.rollout(&running)["status"].clone();
+            let done = status["handled"].as_array().and_then(|all| all.iter().find(|h| h["id"] == id).cloned());
+            done.ok_or_else(|| status.to_string())
+        });
+        let result = handled["result"].as_str().unwrap();
+        assert!(result.contains("compromised key"), "{result}");
+    };
+    back("gone");
+    c.apply(&running, &signer(&format!("again-{running}"), &running, &key(2), None)).unwrap();
+    c.apply(&running, &package(&signed(spec("1.2.0", &[READS, WRITES]), &running, &key(2))).1).unwrap();
+    c.stalled_for(&running, "RevokedSigner");
+    back("again");
+    assert_eq!(c.code(&tokens[0], &running, "files/write").await, "no_permit");
     c.operator.kill();
     let webhook = ["delete", "validatingwebhookconfiguration", "remit"];
     c.kubectl(&webhook).unwrap();
@@ -390,6 +415,28 @@ async fn compromised_signer_leaves_force() {
     c.operator.kill();
     c.operator.start();
     assert_eq!(c.code(&tokens[0], &running, "files/read").await, "no_package");
+    // And nothing comes by itself: a package by a good key waits for a person.
+    c.apply(&running, &signer(&format!("new-{running}"), &running, &key(3), None)).unwrap();
+    let next = signed(spec("1.3.0", &[READS]), &running, &key(3));
+    c.apply(&running, &package(&next).1).unwrap();
+    eventually_blocking("it waits for a person", || {
+        let status = c.rollout(&running)["status"].clone();
+        let ready = status["conditions"].as_array().and_then(|all| all.iter().find(|c| c["type"] == "Ready").cloned());
+        let waits = status["candidate"]["version"] == "1.3.0" && status["phase"] == "Paused";
+        match ready.filter(|r| r["reason"] == "NothingInForce" && waits && status["stable"].is_null()) {
+            Some(_) => Ok(()),
+            None => Err(status.to_string()),
+        }
+    });
+    assert_eq!(c.code(&tokens[0], &running, "files/read").await, "no_package");
+    let actor = c.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).unwrap();
+    let entry =
+        json!({"id": "full", "actor": actor, "action": "promote-full", "digest": digest(&next), "reason": "looked at"});
+    let status = json!({"apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
+        "status": {"actions": [entry]}});
+    c.apply_with(&running, &status.to_string(), &["--server-side", "--subresource=status", "--field-manager=full"])
+        .unwrap();
+    c.expect(&tokens[0], &running, "files/read", "allowed").await;
 }
 
 #[tokio::test]

@@ -190,6 +190,81 @@ async fn a_replay_whose_leader_dies_is_carried_out_by_the_next_and_says_the_same
     }
 }
 
+/// Every effect of the pass that carries out a person's rollback.
+const BACK: &[&str] = &[
+    "rollout.bytes_kept",
+    "rollout.committed",
+    "rollout.status_written",
+    "rollout.actions_removed",
+    "rollout.event_told",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_killed_after_any_effect_of_a_rollback_leaves_one_declared_state() {
+    let w = World::start(2);
+    let me = w.c.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).unwrap();
+    for point in BACK {
+        let (tenant, token) = tenant(&w.c).await;
+        change(&w.c, &tenant);
+        for i in 0..2 {
+            answers(&w.c, i, &token, &tenant, "git/push", "allowed").await;
+        }
+        let status = || {
+            let text = w.c.kubectl(&["get", "tenantrollout", "default", "-n", &tenant, "-o", "json"])?;
+            Ok::<_, String>(serde_json::from_str::<Value>(&text).map_err(|e| e.to_string())?["status"].clone())
+        };
+        let settled = eventually_blocking("the change has settled", || {
+            let s = status()?;
+            if s["phase"] == "Healthy" && s["candidate"].is_null() { Ok(s) } else { Err(s.to_string()) }
+        });
+        let (armed, other) = (1 - w.c.leader(), w.c.leader());
+        w.c.replica(armed).kill();
+        w.c.arm(armed, "REMIT_FAULT", point);
+        w.c.replica(armed).start();
+        w.c.replica(other).stop();
+        w.c.leader_but(other);
+        w.c.replica(other).start();
+        let load = Load::on(w.c.http_of(other), &token, &tenant);
+        let entry = json!({
+            "id": "undo", "actor": me, "action": "rollback", "reason": "writes are wrong",
+            "digest": settled["stable"]["digest"],
+        });
+        let body = json!({
+            "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
+            "status": {"actions": [entry]},
+        });
+        let args = ["--server-side", "--subresource=status", "--field-manager=undo"];
+        w.c.apply_with(&tenant, &body.to_string(), &args).unwrap();
+        w.c.replica(armed).wait_ended();
+        assert!(w.c.replica(armed).log().contains(&format!("fault point {point}")), "{point}");
+        w.c.leader_but(armed);
+        w.c.arm(armed, "REMIT_FAULT", "");
+        w.c.replica(armed).start();
+        for i in 0..2 {
+            answers(&w.c, i, &token, &tenant, "git/push", "no_permit").await;
+        }
+        load.was_good().await;
+        let end = eventually_blocking(&format!("{point}: one declared state"), || {
+            let s = status()?;
+            let open = s["actions"].as_array().is_some_and(|a| !a.is_empty());
+            let done =
+                s["phase"] == "Degraded" && s["stable"]["version"] == "1.0.0" && s["candidate"].is_null() && !open;
+            if done { Ok(s) } else { Err(s.to_string()) }
+        });
+        // Once: one step back, one word on it, one row.
+        let handled = end["handled"].as_array().unwrap();
+        assert_eq!(handled.len(), 1, "{point}: {end}");
+        assert!(handled[0]["result"].as_str().unwrap().starts_with("done"), "{point}: {end}");
+        assert_eq!(end["stable"]["revision"], 3, "{point}: {end}");
+        let mut conn = connect(&w.postgres.url()).await;
+        let sql = "SELECT revision, version FROM in_force WHERE tenant = $1 ORDER BY revision";
+        let rows = sqlx::query(sql).bind(&tenant).fetch_all(&mut conn).await.unwrap();
+        let kept: Vec<(i64, String)> = rows.iter().map(|r| (r.get("revision"), r.get("version"))).collect();
+        let right = [(1, "1.0.0"), (2, "2.0.0"), (3, "1.0.0")].map(|(n, v)| (n, v.to_owned()));
+        assert_eq!(kept, right, "{point}");
+    }
+}
+
 /// Asks all replicas in turn about every session, for as long as it runs: by session, when it was answered by which package.
 struct Watcher {
     stop: Arc<AtomicBool>,

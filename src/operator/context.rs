@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 use tokio::runtime::Handle;
 
 use crate::api::{PolicyPackageSpec, TenantProfileSpec};
@@ -50,7 +52,12 @@ impl AdmissionContext for Admission {
 
     fn applied(&self, spec: &PolicyPackageSpec, tenant: &str, username: &str) {
         let digest = digest(spec);
-        let noted = self.ctx.store.note_applied(tenant, &digest, username, jiff::Timestamp::now());
+        let namespace = self.ctx.objects.namespaces.get(&ObjectRef::new(tenant));
+        let Some(uid) = namespace.and_then(|n| n.uid()) else {
+            tracing::warn!(tenant, "who applied a package could not be noted: its namespace is not known yet");
+            return;
+        };
+        let noted = self.ctx.store.note_applied(&uid, &digest, username, jiff::Timestamp::now());
         if let Err(error) = self.runtime.block_on(noted) {
             tracing::warn!(%error, tenant, "who applied a package could not be noted: its history names the field manager");
         }

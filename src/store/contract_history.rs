@@ -36,8 +36,11 @@ fn short(versions: &[PolicyVersion]) -> Vec<(u64, Change, bool, i64)> {
 
 pub async fn every_text_has_its_versions<S: Store>(store: &S) {
     let put = async |row: InForceRow, arrival: Arrival| store.put_in_force(&row, &arrival).await.unwrap();
-    store.note_applied("acme", "d1", "carol", Timestamp::from_second(1).unwrap()).await.unwrap();
-    store.note_applied("acme", "d1", "bob", Timestamp::from_second(2).unwrap()).await.unwrap();
+    store.note_applied("uid-acme", "d1", "carol", Timestamp::from_second(1).unwrap()).await.unwrap();
+    store.note_applied("uid-acme", "d1", "bob", Timestamp::from_second(2).unwrap()).await.unwrap();
+    // Of a namespace of the same name that is gone: nothing of it is said of this one's.
+    store.note_applied("uid-before", "d2", "mallory", Timestamp::from_second(1).unwrap()).await.unwrap();
+    store.note_applied("acme", "d2", "mallory", Timestamp::from_second(1).unwrap()).await.unwrap();
     let first = Arrival {
         author: Some("Ann".into()),
         applied_by: Some("field manager kubectl".into()),

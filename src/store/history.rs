@@ -119,10 +119,10 @@ pub struct PolicyVersion {
 
 /// What was in force, and is, policy by policy.
 pub trait History: Send + Sync {
-    /// Notes who applied the package of this digest in the namespace, as the API server says. The newest note counts.
+    /// Notes who applied the package of this digest in the namespace, by its UID, as the API server says. The newest note counts.
     fn note_applied<'a>(
         &'a self,
-        tenant: &'a str,
+        tenant_uid: &'a str,
         digest: &'a str,
         username: &'a str,
         at: Timestamp,

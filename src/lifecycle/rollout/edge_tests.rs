@@ -109,6 +109,9 @@ proptest! {
             if let (Some(r), None) = (&recorded, &before) && !r.digest.is_empty() && after.is_none() {
                 prop_assert!(r.key_fingerprint.as_ref().is_some_and(|k| w.keys.compromised.contains(k)));
             }
+            if recorded.as_ref().is_some_and(|r| r.digest.is_empty()) {
+                prop_assert!(after.is_none(), "after a compromise nothing comes into force by itself");
+            }
             prop_assert!(w.status.history.len() as i64 <= limit + 1);
             let settled = w.status.clone();
             prop_assert_eq!(w.pass(), vec![]);

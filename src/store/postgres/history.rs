@@ -17,19 +17,20 @@ const ROWS: usize = 200;
 
 async fn note_applied(
     pool: &PgPool,
-    tenant: &str,
+    tenant_uid: &str,
     digest: &str,
     username: &str,
     at: Timestamp,
 ) -> Result<(), StoreError> {
+    // The column has its name from when it held the namespace's.
     let sql = "INSERT INTO applied (tenant, digest, username, time) VALUES ($1, $2, $3, $4) \
                ON CONFLICT (tenant, digest) DO UPDATE SET username = excluded.username, time = excluded.time";
     let insert =
-        sqlx::query(sql).bind(clean(tenant)).bind(clean(digest)).bind(clean(username)).bind(at.as_microsecond());
+        sqlx::query(sql).bind(clean(tenant_uid)).bind(clean(digest)).bind(clean(username)).bind(at.as_microsecond());
     insert.execute(pool).await?;
     let sql = "DELETE FROM applied WHERE tenant = $1 AND digest IN \
                (SELECT digest FROM applied WHERE tenant = $1 ORDER BY time DESC, digest OFFSET $2)";
-    sqlx::query(sql).bind(clean(tenant)).bind(APPLIED_KEPT).execute(pool).await?;
+    sqlx::query(sql).bind(clean(tenant_uid)).bind(APPLIED_KEPT).execute(pool).await?;
     Ok(())
 }
 

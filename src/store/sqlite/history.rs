@@ -16,18 +16,19 @@ const ROWS: usize = 200;
 
 pub(super) async fn note_applied(
     conn: &mut SqliteConnection,
-    tenant: &str,
+    tenant_uid: &str,
     digest: &str,
     username: &str,
     at: Timestamp,
 ) -> Result<u64, StoreError> {
+    // The column has its name from when it held the namespace's.
     let sql = "INSERT INTO applied (tenant, digest, username, time) VALUES (?, ?, ?, ?) \
                ON CONFLICT (tenant, digest) DO UPDATE SET username = excluded.username, time = excluded.time";
-    let insert = sqlx::query(sql).bind(tenant).bind(digest).bind(username).bind(at.as_microsecond());
+    let insert = sqlx::query(sql).bind(tenant_uid).bind(digest).bind(username).bind(at.as_microsecond());
     insert.execute(&mut *conn).await?;
     let sql = "DELETE FROM applied WHERE tenant = ?1 AND digest IN \
                (SELECT digest FROM applied WHERE tenant = ?1 ORDER BY time DESC, digest LIMIT -1 OFFSET ?2)";
-    sqlx::query(sql).bind(tenant).bind(APPLIED_KEPT).execute(conn).await?;
+    sqlx::query(sql).bind(tenant_uid).bind(APPLIED_KEPT).execute(conn).await?;
     Ok(1)
 }
 

@@ -188,7 +188,7 @@ pub(super) async fn put_in_force(
     sqlx::query(
         "INSERT INTO in_force (tenant_uid, revision, tenant, package, version, digest, key_fingerprint, first_verified, at, author, \
          applied_by, rolled_back_by, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, \
-         coalesce((SELECT username FROM applied WHERE tenant = ?3 AND digest = ?6), ?11), ?12, ?13)",
+         coalesce((SELECT username FROM applied WHERE tenant = ?1 AND digest = ?6), ?11), ?12, ?13)",
     )
     .bind(&row.tenant_uid)
     .bind(row.revision)
