@@ -12,6 +12,8 @@ mod budgets;
 #[cfg(test)]
 mod edge_tests;
 mod history;
+#[cfg(test)]
+mod restore_tests;
 mod selection;
 #[cfg(test)]
 mod stage_tests;
@@ -173,6 +175,7 @@ pub fn step(o: &Observation<'_>) -> Next {
     };
     pass.recover();
     pass.last_revision = pass.highest_revision();
+    pass.store_put_back();
     pass.leave_compromised();
     pass.follow_the_spec();
     pass.breach();

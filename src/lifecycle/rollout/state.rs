@@ -63,7 +63,7 @@ pub fn resume(o: &Observation<'_>) -> TenantRolloutStatus {
         conditions: there.conditions.clone(),
         ..stored.state.clone()
     };
-    if routes(there) != routes(&base) && there.epoch >= base.epoch {
+    if there.epoch > base.epoch || routes(there) != routes(&base) && there.epoch == base.epoch {
         // Replicas may have taken it for the newest: what puts it right must be newer still.
         base.epoch = there.epoch.saturating_add(1);
     }
