@@ -570,3 +570,65 @@ async fn a_window_waits_once_and_briefly() {
     assert!(begun.elapsed() < Duration::from_secs(6), "six looks waited for {:?}", begun.elapsed());
     die(store).await;
 }
+
+/// While the disk takes nothing, answers are given and nothing is shipped. The power goes: the journal is what was synced last, and goes on
+/// from there.
+#[tokio::test]
+async fn a_power_cut_leaves_no_other_chain() {
+    let (dir, url, store) = fresh().await;
+    let synced = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &Path| {
+        for file in ["remit.db", "remit.db-wal"] {
+            std::fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+    };
+    let (from, to) = (dir.path().to_owned(), synced.path().to_owned());
+    store.journal.inject(Some(Box::new(move || {
+        copy(&from, &to);
+        Ok(())
+    })));
+    for n in 1..=20 {
+        commit(&*store, "acme", n).await;
+    }
+    eventually("shipped", async || store.shipping().shipped() == 20).await;
+    store.journal.inject(Some(Box::new(|| Err(std::io::Error::other("EIO")))));
+    for n in 21..=25 {
+        commit(&*store, "acme", n).await;
+    }
+    eventually("tried", async || store.shipping().failures.load(Ordering::Relaxed) > 0).await;
+    assert_eq!(store.shipping().shipped(), 20);
+    die(store).await;
+    let after = tempfile::tempdir().unwrap();
+    copy(synced.path(), after.path());
+    let store = open(after.path(), &url).await;
+    for n in 26..=30 {
+        commit(&*store, "acme", n).await;
+    }
+    eventually("shipped", async || store.shipping().shipped() >= 25).await;
+    assert!(!store.shipping().diverged.load(Ordering::Relaxed));
+    all_is_there_once(&store, &url, store.journal.head_seq()).await;
+    store.close().await;
+}
+
+/// What PostgreSQL does not take in time arrives in smaller parts.
+#[tokio::test]
+async fn a_batch_that_takes_too_long_is_halved() {
+    let (_dir, url, store) = fresh().await;
+    sqlx::raw_sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF (SELECT count(*) FROM added) > 10 THEN
+                RAISE EXCEPTION 'canceling statement due to statement timeout' USING ERRCODE = '57014';
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER slow AFTER INSERT ON records REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+    )
+    .execute(&mut connect(&url).await)
+    .await
+    .unwrap();
+    let waiting: Vec<_> = (1..=100).map(|n| store.append(record("acme", n)).unwrap()).collect();
+    futures::future::try_join_all(waiting).await.unwrap();
+    eventually("shipped", async || store.shipping().shipped() == 100).await;
+    all_is_there_once(&store, &url, 100).await;
+    store.close().await;
+}

@@ -18,10 +18,12 @@ use super::postgres::{intake, within};
 use super::{Numbered, PostgresStore, SqliteStore, StoreError, chain};
 use crate::fault;
 
-/// Rows of one transaction.
+/// Rows of one transaction at most.
 const ROWS: u32 = 1000;
-/// Bytes of one transaction, about.
+/// Bytes of one transaction at most, about.
 const BYTES: u64 = 8 * 1024 * 1024;
+/// After so many transactions that went well a smaller one grows again.
+const GROWS_AFTER: u32 = 8;
 /// How often it looks for what no commit announces: reports of calls, anchors.
 const TICK: Duration = Duration::from_secs(1);
 /// Waits after failures: from, to.
@@ -144,6 +146,43 @@ pub(super) struct Shipper {
     kept: VecDeque<(u64, Instant, u64)>,
     /// The mark at the last visit; None before the first.
     at: Option<u64>,
+    batch: Batch,
+}
+
+/// How much one transaction takes. What PostgreSQL does not take in time is sent in halves, or it would never arrive.
+#[derive(Debug)]
+struct Batch {
+    rows: u32,
+    bytes: u64,
+    /// What is under way.
+    sent: Option<(u32, u64)>,
+    good: u32,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { rows: ROWS, bytes: BYTES, sent: None, good: 0 }
+    }
+}
+
+impl Batch {
+    /// What is under way took too long.
+    fn took_too_long(&mut self) {
+        if let Some((rows, bytes)) = self.sent.take() {
+            (self.rows, self.bytes, self.good) = ((rows / 2).max(1), (bytes / 2).max(1), 0);
+        }
+    }
+
+    /// It arrived.
+    fn arrived(&mut self) {
+        if self.sent.take().is_none_or(|(rows, _)| rows == 0) {
+            return;
+        }
+        self.good += 1;
+        if self.good >= GROWS_AFTER {
+            (self.rows, self.bytes, self.good) = ((self.rows * 2).min(ROWS), (self.bytes * 2).min(BYTES), 0);
+        }
+    }
 }
 
 /// What belongs to one connection.
@@ -161,7 +200,7 @@ impl Shipper {
         shipping: Arc<Shipping>,
         options: ShippingOptions,
     ) -> Self {
-        Self { journal, postgres, shipping, options, kept: VecDeque::new(), at: None }
+        Self { journal, postgres, shipping, options, kept: VecDeque::new(), at: None, batch: Batch::default() }
     }
 
     /// Ships until `stop`. What is under way then is not waited for: the next start finds out what became of it.
@@ -191,6 +230,9 @@ impl Shipper {
                     DIVERGED
                 }
                 ShippingError::Store(error) => {
+                    if too_long(error) {
+                        self.batch.took_too_long();
+                    }
                     tracing::warn!(%error, retry_in_ms = wait.as_millis(), "the journal could not be shipped; it is tried again");
                     wait
                 }
@@ -243,10 +285,13 @@ impl Shipper {
     /// One transaction; says whether there may be more to ship.
     async fn ship(&mut self, visit: &mut Visit) -> Result<bool, ShippingError> {
         let writer = self.journal.writer().to_owned();
+        self.batch.sent = None;
+        // Only what no power cut takes away any more: PostgreSQL must never know more of this chain than the journal.
+        self.journal.make_durable().await?;
         let mut tx = visit.conn.begin().await?;
         let mark = intake::mark(&mut tx, &writer).await?.unwrap_or_else(|| (0, chain::genesis(&writer)));
         self.agree(mark).await?;
-        let rows = self.journal.outgoing(mark.0, ROWS, BYTES).await?;
+        let rows = self.journal.outgoing(mark.0, self.batch.rows, self.batch.bytes).await?;
         let mut at = mark;
         for out in &rows {
             let (seq, hash) = (at.0 + 1, chain::link(&at.1, at.0 + 1, &out.body_hash));
@@ -258,6 +303,8 @@ impl Shipper {
             }
             at = (seq, hash);
         }
+        let bytes = rows.iter().map(|out| out.bytes).sum();
+        self.batch.sent = Some((u32::try_from(rows.len()).unwrap_or(u32::MAX), bytes));
         if !rows.is_empty() {
             intake::add(&mut tx, &writer, &rows).await.map_err(unique)?;
         }
@@ -276,7 +323,7 @@ impl Shipper {
         }
         tx.commit().await?;
         fault::point("shipping.committed");
-        let bytes = rows.iter().map(|out| out.bytes).sum();
+        self.batch.arrived();
         self.arrived(at.0, rows.len() as u64, bytes);
         if !reports.is_empty() {
             let ids = reports.into_iter().map(|(id, _)| id).collect();
@@ -363,6 +410,15 @@ impl Shipper {
     }
 }
 
+/// Whether PostgreSQL was not done in time, by its own clock or by ours.
+fn too_long(error: &StoreError) -> bool {
+    match error {
+        StoreError::Closed(_) => true,
+        StoreError::Database(sqlx::Error::Database(e)) => e.code().as_deref() == Some("57014"),
+        _ => false,
+    }
+}
+
 fn unique(error: StoreError) -> ShippingError {
     match error {
         StoreError::Database(error) => error.into(),
@@ -375,4 +431,34 @@ fn jittered(pause: Duration) -> Duration {
     let half = pause / 2;
     let spread = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX).max(1);
     half + Duration::from_millis(u64::from(OsRng.next_u32() % spread))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_shrinks_by_what_was_sent_and_grows_again() {
+        let mut batch = Batch::default();
+        batch.took_too_long();
+        assert_eq!((batch.rows, batch.bytes), (ROWS, BYTES), "nothing was under way");
+        batch.sent = Some((100, 5_000_000));
+        batch.took_too_long();
+        assert_eq!((batch.rows, batch.bytes), (50, 2_500_000));
+        for _ in 0..10 {
+            batch.sent = Some((1, 1));
+            batch.took_too_long();
+        }
+        assert_eq!((batch.rows, batch.bytes), (1, 1), "one row goes by itself");
+        for _ in 0..GROWS_AFTER * 30 {
+            batch.sent = Some((0, 0));
+            batch.arrived();
+        }
+        assert_eq!(batch.rows, 1, "what carried nothing says nothing");
+        for _ in 0..GROWS_AFTER * 30 {
+            batch.sent = Some((1, 1));
+            batch.arrived();
+        }
+        assert_eq!((batch.rows, batch.bytes), (ROWS, BYTES));
+    }
 }

@@ -24,6 +24,7 @@ mod anchoring;
 mod arms;
 mod backlog;
 mod decisions;
+mod durable;
 mod history;
 mod journal;
 mod ledger;
@@ -41,6 +42,7 @@ pub use reader::ChainReader;
 
 use self::anchoring::Anchoring;
 use self::backlog::Backlog;
+use self::durable::Durable;
 use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
 use super::chain::{Columns, body_hash};
@@ -120,6 +122,7 @@ pub struct SqliteStore {
     writer: Arc<str>,
     counters: Arc<JournalCounters>,
     anchoring: Arc<Anchoring>,
+    durable: Arc<Durable>,
     news: Arc<Notify>,
     tasks: Mutex<Option<Tasks>>,
 }
@@ -189,6 +192,7 @@ impl SqliteStore {
         let there = if options.cap.is_some() { outbox::weight(&mut conn, 0, u64::MAX).await? } else { 0 };
         let queue = Arc::new(Queue::new(options.queue, Arc::new(Backlog::new(options.cap, there))));
         let news = Arc::new(Notify::new());
+        let durable = Arc::new(Durable::new(&data_dir, options.synchronous));
         let counters = Arc::new(JournalCounters::default());
         counters.head_seq.store(head.seq, Ordering::Release);
         let restart_wal = Arc::new(AtomicBool::new(false));
@@ -227,7 +231,16 @@ impl SqliteStore {
             anchors: tokio::spawn(anchoring.clone().run(options.anchor_every)),
         };
         tracing::info!(writer = %writer, seq = head.seq, synchronous = ?options.synchronous, "the journal is open");
-        Ok(Arc::new(Self { queue, readers, writer, counters, anchoring, news, tasks: Mutex::new(Some(tasks)) }))
+        Ok(Arc::new(Self {
+            queue,
+            readers,
+            writer,
+            counters,
+            anchoring,
+            durable,
+            news,
+            tasks: Mutex::new(Some(tasks)),
+        }))
     }
 
     /// Id of the writer, made at the first open and kept in the database.

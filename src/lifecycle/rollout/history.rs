@@ -7,11 +7,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::words::{named, short};
 use super::{Candidate, Pass};
-use crate::api::{HistoryEntry, RevisionStatus, TenantRolloutStatus};
+use crate::api::{HistoryEntry, HoldReason, RevisionStatus, TenantRolloutStatus};
 use crate::store::InForceRow;
 
 /// Revisions kept besides the one in force, where `spec.revisionHistoryLimit` is not set.
 pub const DEFAULT_HISTORY: usize = 10;
+/// Cause of what follows where the store was put back from a backup; also who holds the rollout then.
+pub(super) const STORE_RESTORED: &str = "StoreRestored";
 /// Longest history that the status holds.
 const MAX_HISTORY: usize = 100;
 
@@ -75,6 +77,39 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether the store was put back: the object, which only Remit writes, has seen steps that it does not know.
+    fn is_put_back(&self) -> bool {
+        self.o.stored.is_some_and(|s| self.o.status.epoch > s.state.epoch)
+    }
+
+    /// What such a store says is on its way may have been taken back since for what it did, and what it says is in force may have been left:
+    /// nobody is answered by a candidate, and nothing goes on until a person says so.
+    pub(super) fn store_put_back(&mut self) {
+        if !self.is_put_back() {
+            return;
+        }
+        let why = "the store was put back: it has not the last steps that this object shows".to_owned();
+        self.drop_candidate(STORE_RESTORED, None, why.clone());
+        // What the object shows may be gone back to where it was in force before, and no key speaks against it; else the store is right.
+        let shown = self.o.status.stable.as_ref().filter(|s| {
+            let recorded =
+                self.o.recorded.iter().any(|r| r.digest == s.digest && r.key_fingerprint == s.key_fingerprint);
+            let bad = s.key_fingerprint.as_ref().is_some_and(|k| self.o.keys.compromised.contains(k));
+            s.tenant_uid == self.o.tenant_uid && recorded && !bad && self.o.kept.contains(&s.digest)
+        });
+        if let Some(shown) = shown.filter(|s| self.status.stable.as_ref().is_none_or(|own| own.digest != s.digest)) {
+            self.put(&shown.clone(), STORE_RESTORED, None, Some(why.clone()));
+        }
+        self.status.hold = None;
+        self.hold(HoldReason::Person, Some(STORE_RESTORED));
+        self.event(true, STORE_RESTORED, format!("{why}; {}, until somebody resumes.", self.stays()));
+    }
+
+    /// Whether the rollout waits for a person because its store was put back.
+    pub(super) fn waits_after_restore(&self) -> bool {
+        self.status.hold.as_ref().is_some_and(|h| h.by.as_deref() == Some(STORE_RESTORED))
+    }
+
     /// For a store of before there were steps: the rows say what is in force, whatever the object says.
     fn recover_from_rows(&mut self) {
         let Some(newest) = self.o.recorded.first() else { return };
@@ -107,7 +142,13 @@ impl Pass<'_> {
         let s = &self.status;
         let seen = s.history.iter().map(|h| h.revision.revision);
         let seen = seen.chain(s.stable.iter().chain(&s.candidate).map(|r| r.revision));
-        seen.chain(self.o.recorded.first().map(|r| r.revision)).max().unwrap_or(0)
+        let seen = seen.chain(self.o.recorded.first().map(|r| r.revision));
+        // Numbers that people have seen are not given again.
+        let shown = Some(self.o.status).filter(|_| self.is_put_back()).into_iter().flat_map(|s| {
+            let history = s.history.iter().map(|h| h.revision.revision);
+            history.chain(s.stable.iter().chain(&s.candidate).map(|r| r.revision))
+        });
+        seen.chain(shown).max().unwrap_or(0)
     }
 
     /// One more than ever before.
@@ -262,7 +303,7 @@ impl Pass<'_> {
         s.progressed_at = None;
         s.evidence_platform.clear();
         s.progress = Some(progress.into());
-        s.hold.take_if(|h| h.reason != crate::api::HoldReason::Person);
+        s.hold.take_if(|h| h.reason != HoldReason::Person);
     }
 
     /// The revisions of this namespace that were in force for everyone.

@@ -13,6 +13,8 @@ mod budgets;
 mod edge_tests;
 mod history;
 mod rates;
+#[cfg(test)]
+mod restore_tests;
 mod selection;
 #[cfg(test)]
 mod stage_tests;
@@ -184,6 +186,7 @@ pub fn step(o: &Observation<'_>) -> Next {
     };
     pass.recover();
     pass.last_revision = pass.highest_revision();
+    pass.store_put_back();
     pass.leave_compromised();
     pass.follow_the_spec();
     pass.breach();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use semver::{Op, Version, VersionReq};
 
+use super::history::STORE_RESTORED;
 use super::words::{named, short};
 use super::{Candidate, Pass};
 use crate::api::{HistoryEntry, HoldReason, PackageSelector, RevisionStatus, RolloutPhase, TenantRolloutSpec};
@@ -125,6 +126,13 @@ impl Pass<'_> {
     /// Without a candidate: what the selector says.
     pub(super) fn select(&mut self) {
         let o = self.o;
+        if self.waits_after_restore() {
+            let why = format!(
+                "the store was put back and has not the last steps; look what is to be in force, then kubectl remit rollout resume -n {}",
+                o.tenant
+            );
+            return self.degraded(STORE_RESTORED, why);
+        }
         let all = self.packages();
         let matching = match asked(o.spec.package.as_ref(), &all, self.status.stable.as_ref()) {
             Asked::Invalid(why) => return self.degraded("InvalidSelector", why),

@@ -64,7 +64,8 @@ pub(super) async fn prune(conn: &mut SqliteConnection, upto: u64) -> Result<u64,
 }
 
 impl SqliteStore {
-    /// Rows after `after`, in order, up to so many or about so many bytes; at least one, if there is one.
+    /// Rows after `after` that are known to be on the disk (`make_durable`), in order, up to so many or about so many bytes; at least
+    /// one, if there is one.
     pub(in crate::store) async fn outgoing(
         &self,
         after: u64,
@@ -73,10 +74,11 @@ impl SqliteStore {
     ) -> Result<Vec<Outgoing>, StoreError> {
         let mut conn = self.readers.acquire().await?;
         let sql = "SELECT seq FROM (SELECT seq, sum(coalesce(octet_length(body), 0)) OVER (ORDER BY seq) AS total, \
-                   row_number() OVER (ORDER BY seq) AS n FROM (SELECT seq, body FROM records WHERE seq > ? ORDER BY seq LIMIT ?)) \
+                   row_number() OVER (ORDER BY seq) AS n FROM (SELECT seq, body FROM records WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?)) \
                    WHERE n = 1 OR total <= ? ORDER BY seq DESC LIMIT 1";
         let last: Option<i64> = sqlx::query_scalar(sql)
             .bind(signed("seq", after)?)
+            .bind(signed("seq", self.durable.upto())?)
             .bind(i64::from(rows))
             .bind(signed("bytes", bytes)?)
             .fetch_optional(&mut *conn)

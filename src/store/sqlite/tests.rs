@@ -510,3 +510,45 @@ async fn the_wal_is_copied_back_and_stays_small_under_load() {
     store.close().await;
     assert_eq!(size("remit.db-wal"), 0, "the stop leaves one file");
 }
+
+/// A power cut leaves what was synced. Nothing else is offered for shipping, and no answer waits for a sync.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_on_the_disk_is_offered_for_shipping() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SqliteOptions { synchronous: Synchronous::Normal, cap: Some(1 << 30), ..Default::default() };
+    let store = SqliteStore::open(dir.path(), options).await.unwrap();
+    let offered = async || store.outgoing(0, 100, 1 << 20).await.unwrap().len();
+    for n in 1..=5 {
+        commit(&*store, "acme", n).await;
+    }
+    assert_eq!(offered().await, 0, "nobody has synced");
+    *store.durable.injected.lock().unwrap() = Some(Box::new(|| Err(std::io::Error::other("EIO"))));
+    let error = store.make_durable().await.unwrap_err().to_string();
+    assert!(error.contains("EIO"), "{error}");
+    assert_eq!(offered().await, 0);
+    // A sync that takes long, with a commit in between, which is answered at once.
+    let (goes_on, waits) = std::sync::mpsc::channel::<()>();
+    let (began, begun) = std::sync::mpsc::channel::<()>();
+    *store.durable.injected.lock().unwrap() = Some(Box::new(move || {
+        began.send(()).unwrap();
+        waits.recv().unwrap();
+        Ok(())
+    }));
+    let syncing = tokio::spawn({
+        let store = store.clone();
+        async move { store.make_durable().await.unwrap() }
+    });
+    tokio::task::spawn_blocking(move || begun.recv().unwrap()).await.unwrap();
+    assert_eq!(commit(&*store, "acme", 6).await, 6);
+    assert_eq!(offered().await, 0);
+    goes_on.send(()).unwrap();
+    assert_eq!((syncing.await.unwrap(), offered().await), (5, 5));
+    *store.durable.injected.lock().unwrap() = None;
+    assert_eq!((store.make_durable().await.unwrap(), offered().await), (6, 6));
+    store.close().await;
+    // Who was before may have been killed: again nobody has synced.
+    let options = SqliteOptions { synchronous: Synchronous::Normal, ..Default::default() };
+    let store = SqliteStore::open(dir.path(), options).await.unwrap();
+    assert_eq!(store.outgoing(0, 100, 1 << 20).await.unwrap().len(), 0);
+    store.close().await;
+}
