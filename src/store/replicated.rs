@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::shipping::{Shipper, Shipping, ShippingOptions};
 use super::{
-    Arms, Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, Place,
+    Arms, Arrival, AuditRow, CallReport, Committed, Cut, DecisionFilter, History, InForceRow, Journal, Page, Place,
     PolicyVersion, PostgresStore, ReplayRow, ReplayRun, Replays, RunStep, Selected, SessionRow, ShadowRow, SqliteStore,
     Store, StoreError, StoreFuture, StoredDecision,
 };
@@ -191,10 +191,11 @@ impl Replays for ReplicatedStore {
         &'a self,
         tenant: &'a str,
         selection: &'a ReplaySelection,
+        cuts: &'a [Cut],
         after: Option<&'a Place>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<ReplayRow>> {
-        self.postgres.replay_page(tenant, selection, after, limit)
+        self.postgres.replay_page(tenant, selection, cuts, after, limit)
     }
 }
 
