@@ -66,7 +66,8 @@ async fn stored(baseline: &EffectiveSet, candidate: &EffectiveSet, templates: &[
     let (mut tally, mut after) = (replay.begin(), None::<Place>);
     let begun = Instant::now();
     loop {
-        let rows = store.replay_page("acme", &ReplaySelection::default(), after.as_ref(), 1000).await.expect("page");
+        let rows =
+            store.replay_page("acme", &ReplaySelection::default(), &[], after.as_ref(), 1000).await.expect("page");
         let Some(last) = rows.last() else { break };
         after = Some(last.place.clone());
         let page: Vec<Recorded> = rows.into_iter().map(Recorded::from).collect();

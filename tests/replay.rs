@@ -126,12 +126,12 @@ async fn a_policy_replay_says_what_a_candidate_would_have_done() {
     c.apply(&tenant, &object("PolicyReplay", "early", json!({"candidate": {"version": "=3.0.0"}}))).unwrap();
     c.wait_for(&tenant, "policyreplay/early", "Stalled");
     // Nor is one replayed that was not accepted: a policy that anybody writes would read what was recorded.
-    c.apply(&tenant, &package("4.0.0", "this is not Cedar")).unwrap();
-    let spec = json!({"candidate": {"version": "=4.0.0"}});
+    c.apply(&tenant, &package("0.9.0", &looser())).unwrap();
+    let spec = json!({"candidate": {"version": "=0.9.0"}});
     c.apply(&tenant, &object("PolicyReplay", "refused", spec)).unwrap();
     eventually("it says that the package is not accepted", || async {
         let s = status(c, &tenant, "refused").to_string();
-        if s.contains("package first-4.0.0 is not accepted") { Ok(()) } else { Err(s) }
+        if s.contains("package first-0.9.0 is not accepted: Downgrade") { Ok(()) } else { Err(s) }
     })
     .await;
     c.apply(&tenant, &package("3.0.0", POLICIES)).unwrap();

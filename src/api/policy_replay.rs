@@ -98,7 +98,7 @@ pub struct ReplaySelection {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "set"))]
     pub outcomes: Vec<RecordedOutcome>,
-    /// At most so many, the newest, 1 to 10000000; 100000 if not set.
+    /// At most so many, 1 to 10000000; 100000 if not set. The newest of each agent, in equal shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub limit: Option<i64>,

@@ -220,7 +220,7 @@ pub struct RolloutReplay {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 31_536_000))]
     pub since_seconds: Option<i64>,
-    /// At most so many, the newest, 1 to 1000000; 100000 if not set.
+    /// At most so many, 1 to 1000000; 100000 if not set. The newest of each agent, in equal shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub limit: Option<i64>,

@@ -284,10 +284,10 @@ impl ReplayRunner {
         let mut tally = kept.filter(|tally| replay.goes_on(tally)).unwrap_or_else(|| replay.begin());
         let selected = self.store.selected(&run.tenant, &run.spec.selection).await?;
         self.step(run, RunStep::Begun { total: selected.total, at: Timestamp::now() }).await?;
-        let mut after = tally.last.clone().or(selected.after);
+        let (cuts, mut after) = (selected.cuts, tally.last.clone().or(selected.after));
         let mut turn = OneTurn { begun: Instant::now(), kept: Instant::now() };
         loop {
-            let rows = self.store.replay_page(&run.tenant, &run.spec.selection, after.as_ref(), PAGE).await?;
+            let rows = self.store.replay_page(&run.tenant, &run.spec.selection, &cuts, after.as_ref(), PAGE).await?;
             if rows.is_empty() {
                 break;
             }
@@ -326,7 +326,8 @@ impl ReplayRunner {
         }
         let done = tally.done();
         let report = worker.run(move || replay.finish(&tally)).await;
-        let report = report.ok_or_else(panicked)?;
+        let mut report = report.ok_or_else(panicked)?;
+        report.leave_out(cuts);
         let completed = RunStep::Completed {
             done,
             report: serde_json::to_string(&report).map_err(|e| RunError::Never(e.to_string()))?,

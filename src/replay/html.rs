@@ -35,6 +35,7 @@ pub fn page(report: &Report) -> String {
         out.push_str(&format!("<p>Decisions from {from} to {to}, each with the facts of its time.</p>\n"));
     }
     counts(r, &mut out);
+    left_out(r, &mut out);
     matrix(r, &mut out);
     worst(r, &mut out);
     invariants(r, &mut out);
@@ -82,6 +83,13 @@ fn counts(r: &Report, out: &mut String) {
             let each: Vec<String> = counts.iter().map(|(name, n)| format!("{} {n}", escape(name))).collect();
             out.push_str(&format!("<p>{title}: {}.</p>\n", each.join(", ")));
         }
+    }
+}
+
+fn left_out(r: &Report, out: &mut String) {
+    if !r.left_out.is_empty() {
+        let each: Vec<String> = r.left_out.iter().map(|l| format!("{} of {}", l.decisions, escape(&l.agent))).collect();
+        out.push_str(&format!("<p>Left out by the limit, older than what was replayed: {}.</p>\n", each.join(", ")));
     }
 }
 

@@ -21,7 +21,7 @@ pub use asked::{Asked, AskedError, end_of_second};
 pub use event::{Event, SideOf, Unreplayable};
 pub use html::{CONTENT_SECURITY_POLICY, page as html};
 pub use invariants::InvariantResult;
-pub use report::{MatrixCell, Named, Report};
+pub use report::{LeftOut, MatrixCell, Named, Report};
 pub use selection::selects;
 pub use tally::Tally;
 pub use world::{ask, enforced};

@@ -501,6 +501,20 @@ proptest! {
 }
 
 #[test]
+fn the_report_says_whose_decisions_were_left_out() {
+    let base = set("1.0.0", BASE);
+    let mut world = World::new(&base);
+    world.ask("coder", "git/log", json!({}));
+    let mut report = replayed(&world, &base, &base);
+    let place = crate::store::Place::default();
+    let cut = |agent: &str, left_out| crate::store::Cut { agent: agent.into(), after: place.clone(), left_out };
+    report.leave_out(vec![cut("a", 1), cut("<b>", 70_000), cut("c", 1)]);
+    assert_eq!(report.left_out.iter().map(|l| l.agent.as_str()).collect::<Vec<_>>(), ["<b>", "a", "c"]);
+    assert!(report.text().contains("left out by the limit: 70000 of agent \"<b>\""), "{}", report.text());
+    assert!(html(&report).contains("70000 of &lt;b&gt;, 1 of a") && !html(&report).contains("<b>"));
+}
+
+#[test]
 fn another_platform_is_another_input() {
     let base = set("1.0.0", BASE);
     let mut world = World::new(&base);

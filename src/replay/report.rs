@@ -3,16 +3,19 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Canonical, Event};
+use super::event::{Canonical, Event, shown};
 use super::invariants::{InvariantResult, Judge};
 use super::tally::{OUTCOMES, Tally, hex};
 use super::{EffectiveSet, Task};
 use crate::api::{ReplayCounts, ReplaySelection, ReplayVerdict};
 use crate::gate::Outcome;
 use crate::lifecycle::evidence::{DriftExample, ReplaySummary, Shares};
+use crate::store::Cut;
 
 /// Differences of a summary.
 const SUMMARY: usize = 10;
+/// Agents of whom it is said how many decisions were left out.
+const LEFT_OUT: usize = 100;
 
 /// What a replay comes to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,9 @@ pub struct Report {
     pub verdict: ReplayVerdict,
     /// Why, in sentences.
     pub reasons: Vec<String>,
+    /// Whose decisions the selection's limit left out, and how many: the most first, at most 100 agents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// Counts.
     pub counts: ReplayCounts,
     /// What budgets take of them: none of several agents moves more than one agent's share. None: not counted by agent.
@@ -51,6 +57,16 @@ pub struct Report {
     pub input_fingerprint: String,
     /// Stands for what came out. The same input always gives the same.
     pub result_fingerprint: String,
+}
+
+/// What the selection's limit left out of one agent's decisions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    /// The agent.
+    pub agent: String,
+    /// How many, all older than those that were replayed.
+    pub decisions: u64,
 }
 
 /// One side's packages.
@@ -114,6 +130,7 @@ pub(super) fn report(task: &Task, judge: &Judge, tally: &Tally) -> Report {
         to,
         verdict,
         reasons,
+        left_out: Vec::new(),
         counts: tally.counts().clone(),
         shares: Some(tally.shares()),
         matrix: matrix.collect(),
@@ -190,6 +207,13 @@ impl Report {
         self.invariants.iter().filter(|i| !i.holds).map(|i| i.name.clone()).collect()
     }
 
+    /// Notes what the selection's limit left out.
+    pub fn leave_out(&mut self, cuts: Vec<Cut>) {
+        self.left_out = cuts.into_iter().map(|cut| LeftOut { agent: cut.agent, decisions: cut.left_out }).collect();
+        self.left_out.sort_by(|a, b| (b.decisions, &a.agent).cmp(&(a.decisions, &b.agent)));
+        self.left_out.truncate(LEFT_OUT);
+    }
+
     /// Lines for people.
     pub fn text(&self) -> String {
         let c = &self.counts;
@@ -207,6 +231,9 @@ impl Report {
             c.selected, c.replayed, c.not_replayable, c.same
         ));
         c.not_replayable_because.iter().for_each(|(why, n)| out.push_str(&format!("  not replayable: {n} {why}\n")));
+        for LeftOut { agent, decisions } in &self.left_out {
+            out.push_str(&format!("  left out by the limit: {decisions} of agent {}\n", shown(agent)));
+        }
         out.push_str(&format!("critical {}, high {}, medium {}, low {}\n", c.critical, c.high, c.medium, c.low));
         c.causes.iter().for_each(|(cause, n)| out.push_str(&format!("  {cause} {n}\n")));
         for event in &self.worst {

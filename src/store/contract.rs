@@ -305,7 +305,7 @@ pub async fn pages_end_by_bytes<S: Journal + Store + Replays>(store: &S) {
     };
     let (mut read, mut after) = (0, None);
     loop {
-        let rows = store.replay_page("acme", &ReplaySelection::default(), after.as_ref(), 1000).await.unwrap();
+        let rows = store.replay_page("acme", &ReplaySelection::default(), &[], after.as_ref(), 1000).await.unwrap();
         let Some(last) = rows.last() else { break };
         after = Some(last.place.clone());
         read += ends(rows.iter().map(|r| r.body.len()).sum(), rows.len());

@@ -1,5 +1,7 @@
 //! What every store of replays must do, as functions over the traits.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -134,7 +136,9 @@ fn records() -> Vec<DecisionRecord> {
         .map(|n| {
             let mut r = record("acme", n);
             r.time = at(1000 + i64::try_from(n / 5).unwrap());
-            r.agent = ["coder", "writer"][n as usize % 2].into();
+            // One writes much, one little, and one twice.
+            r.agent =
+                if n == 5 || n == 6 { "rare" } else { ["coder", "coder", "writer", "coder"][n as usize % 4] }.into();
             r.request.session = (n % 3 == 0).then(|| format!("s-{}", n % 2));
             r.delegated_from = (n % 7 == 0).then(|| "user:alice".into());
             r.request.resource.id = if n % 4 == 0 { "git/push\u{0}".into() } else { format!("git/{}", n % 3) };
@@ -164,24 +168,48 @@ pub async fn selections_are_read_in_one_order<S: Replays>(store: &S) {
         let expected: Vec<String> = all.iter().filter(|r| selects(&selection, r)).map(|r| r.id.clone()).collect();
         let found = store.selected("acme", &selection).await.unwrap();
         let total = expected.len() as u64;
-        assert_eq!(found, Selected { total, after: None }, "{selection:?}");
+        assert_eq!(found, Selected { total, ..Selected::default() }, "{selection:?}");
         for size in [1, 4, 1000] {
-            assert_eq!(pages(store, &selection, None, size).await, expected, "{selection:?} by {size}");
+            assert_eq!(pages(store, &selection, &Selected::default(), size).await, expected, "{selection:?} by {size}");
         }
-        let newest = ReplaySelection { limit: Some(3), ..selection.clone() };
-        let found = store.selected("acme", &newest).await.unwrap();
-        assert_eq!(found.total, total.min(3));
-        let last = expected[expected.len().saturating_sub(3)..].to_vec();
-        assert_eq!(pages(store, &newest, found.after, 2).await, last, "the newest three of {selection:?}");
+        for limit in [1, 2, 3, 8, 17, 29] {
+            let newest = ReplaySelection { limit: Some(limit), ..selection.clone() };
+            let found = store.selected("acme", &newest).await.unwrap();
+            let limit = usize::try_from(limit).unwrap();
+            assert_eq!(found.total, total.min(limit as u64));
+            let (taken, left_out) = dealt(all.iter().filter(|r| selects(&selection, r)), limit);
+            assert_eq!(pages(store, &newest, &found, 2).await, taken, "the newest {limit} of {selection:?}, dealt out");
+            let cuts: BTreeMap<_, _> = found.cuts.into_iter().map(|cut| (cut.agent, cut.left_out)).collect();
+            assert_eq!(cuts, left_out);
+        }
     }
-    let error = store.replay_page("acme", &none(), None, 0).await.unwrap_err();
+    let error = store.replay_page("acme", &none(), &[], None, 0).await.unwrap_err();
     assert!(matches!(error, StoreError::Invalid { field: "limit", .. }));
 }
 
-async fn pages<S: Replays>(store: &S, selection: &ReplaySelection, mut after: Option<Place>, size: u32) -> Vec<String> {
-    let mut ids = Vec::new();
+/// The slow, obviously right twin: round by round each agent, in the order of names, gets its newest record that it has not got yet, until
+/// there are enough. The ids in their order, and how many each agent did not get.
+fn dealt<'a>(selected: impl Iterator<Item = &'a DecisionRecord>, limit: usize) -> (Vec<String>, BTreeMap<String, u64>) {
+    let mut agents: BTreeMap<&str, Vec<&DecisionRecord>> = BTreeMap::new();
+    selected.for_each(|r| agents.entry(&r.agent).or_default().push(r));
+    let mut taken = Vec::new();
+    while taken.len() < limit && agents.values().any(|rest| !rest.is_empty()) {
+        for rest in agents.values_mut() {
+            if taken.len() < limit {
+                taken.extend(rest.pop());
+            }
+        }
+    }
+    taken.sort_by_key(|r| (r.time, r.id.clone()));
+    let left_out = agents.into_iter().filter(|(_, rest)| !rest.is_empty());
+    let left_out = left_out.map(|(agent, rest)| (agent.to_owned(), rest.len() as u64)).collect();
+    (taken.into_iter().map(|r| r.id.clone()).collect(), left_out)
+}
+
+async fn pages<S: Replays>(store: &S, selection: &ReplaySelection, of: &Selected, size: u32) -> Vec<String> {
+    let (mut ids, mut after) = (Vec::new(), of.after.clone());
     loop {
-        let rows = store.replay_page("acme", selection, after.as_ref(), size).await.unwrap();
+        let rows = store.replay_page("acme", selection, &of.cuts, after.as_ref(), size).await.unwrap();
         let Some(last) = rows.last() else { return ids };
         after = Some(last.place.clone());
         for row in rows {

@@ -43,8 +43,8 @@ pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollbac
 pub use postgres::roles::{Login, Owner};
 pub use postgres::{PostgresOptions, PostgresStore, PostgresUrl};
 pub use replays::{
-    MAX_OPEN_RUNS, MAX_REPLAY_PAGE, OF_ROLLOUT, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep, SUPERSEDED,
-    Selected,
+    Cut, MAX_OPEN_RUNS, MAX_REPLAY_PAGE, OF_ROLLOUT, Place, ReplayRow, ReplayRun, Replays, RunSpec, RunStep,
+    SUPERSEDED, Selected,
 };
 pub use replicated::{ReplicatedStore, Waiting};
 pub use rollouts::{RolloutCommit, RolloutFailure, RolloutRecord, RolloutState, Rollouts};

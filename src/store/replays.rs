@@ -47,13 +47,57 @@ pub struct ReplayRow {
     pub body: String,
 }
 
-/// How many records a selection takes, and after which place they begin.
+/// How many records a selection takes, and which its limit leaves out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
     /// How many, its limit included.
     pub total: u64,
-    /// The newest record that its limit leaves out.
+    /// Of whose records some are left out, by agent. Who writes much has no more of them replayed than who writes little.
+    pub cuts: Vec<Cut>,
+    /// The newest record that its limit leaves out, where there are too many agents for a share of each.
     pub after: Option<Place>,
+}
+
+/// What a limit leaves out of an agent's records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub agent: String,
+    /// The newest of them: what comes after it is taken.
+    pub after: Place,
+    /// How many.
+    pub left_out: u64,
+}
+
+/// More agents than these have no share each.
+const MAX_SHARED: usize = 10_000;
+
+/// How many of its newest records each agent has in a selection with a limit: the same for all that have as many, and one more for the
+/// first in the order of their names as far as that goes. None where there are too many agents.
+pub(super) fn shares(mut counts: Vec<(String, u64)>, limit: u64) -> Option<Vec<(String, u64, u64)>> {
+    if counts.len() > MAX_SHARED {
+        return None;
+    }
+    // From who has least on: what one does not need is the others'.
+    counts.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+    let (mut left, mut agents) = (limit, counts.len() as u64);
+    let mut each = u64::MAX;
+    for (_, count) in &counts {
+        if *count > left / agents {
+            each = left / agents;
+            break;
+        }
+        left -= count;
+        agents -= 1;
+    }
+    let mut more = if each == u64::MAX { 0 } else { left % agents };
+    counts.sort();
+    let share = |(agent, count): (String, u64)| {
+        let further = count > each && more > 0;
+        more -= u64::from(further);
+        let share = count.min(each.saturating_add(u64::from(further)));
+        (agent, share, count - share)
+    };
+    Some(counts.into_iter().map(share).collect())
 }
 
 /// What a run was asked for. It never changes: all of it is fixed when the run is made.
@@ -173,11 +217,12 @@ pub trait Replays: Send + Sync {
     /// How many records of a namespace a selection takes.
     fn selected<'a>(&'a self, tenant: &'a str, selection: &'a ReplaySelection) -> StoreFuture<'a, Selected>;
     /// The next records of a selection after a place, oldest first, at most `limit` (1 to [`MAX_REPLAY_PAGE`]), and fewer
-    /// where they are large; none only at the end. The selection's limit counts in `selected` only.
+    /// where they are large, but for what these cuts leave out; none only at the end. The selection's limit counts in `selected` only.
     fn replay_page<'a>(
         &'a self,
         tenant: &'a str,
         selection: &'a ReplaySelection,
+        cuts: &'a [Cut],
         after: Option<&'a Place>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<ReplayRow>>;

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::shipping::{Shipper, Shipping, ShippingOptions};
 use super::{
-    Arms, Arrival, AuditRow, CallReport, Committed, DecisionFilter, History, InForceRow, Journal, Page, Place,
+    Arms, Arrival, AuditRow, CallReport, Committed, Cut, DecisionFilter, History, InForceRow, Journal, Page, Place,
     PolicyVersion, PostgresStore, ReplayRow, ReplayRun, Replays, RunStep, Selected, SessionRow, ShadowRow, SqliteStore,
     Store, StoreError, StoreFuture, StoredDecision,
 };
@@ -217,12 +217,13 @@ impl Replays for ReplicatedStore {
         &'a self,
         tenant: &'a str,
         selection: &'a ReplaySelection,
+        cuts: &'a [Cut],
         after: Option<&'a Place>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<ReplayRow>> {
         Box::pin(async move {
             self.own_is_there().await;
-            self.postgres.replay_page(tenant, selection, after, limit).await
+            self.postgres.replay_page(tenant, selection, cuts, after, limit).await
         })
     }
 }

@@ -544,7 +544,7 @@ async fn late_records() {
         let store = store.clone();
         async move {
             let (all, total) = (ReplaySelection::default(), store.selected("acme", &ReplaySelection::default()).await);
-            (total.unwrap().total, store.replay_page("acme", &all, None, 10).await.unwrap().len())
+            (total.unwrap().total, store.replay_page("acme", &all, &[], None, 10).await.unwrap().len())
         }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;

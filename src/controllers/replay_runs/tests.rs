@@ -203,3 +203,31 @@ async fn an_old_replay_counts_for_a_rollout() {
     let until = new.spec.selection.until.unwrap().0;
     assert!(until >= finished + RENEW, "over what was decided until now: {until}");
 }
+
+/// The attack: an agent whose newest decisions are as many as are replayed at most, so that nothing is replayed of what others did.
+#[tokio::test]
+async fn an_agent_that_writes_much_pushes_out_nobodys_decisions() {
+    use crate::store::Journal as _;
+    let mut past = Kept::default();
+    let (baseline, candidate) = (past.keep(READS), past.keep(ALL));
+    let world = World::over(past).await;
+    // In whole seconds: stores keep microseconds.
+    let begun = Timestamp::from_second(Timestamp::now().as_second() - 3600).unwrap();
+    for n in 1..=52 {
+        let mut record = crate::store::testing::record("acme", n);
+        record.time = begun + SignedDuration::from_secs(i64::try_from(n).unwrap());
+        record.agent = if n < 3 { "rare" } else { "flood" }.into();
+        world.store.append(record).unwrap().await.unwrap();
+    }
+    let (asked, wanted) = (question(&baseline, &candidate), RolloutReplay { limit: Some(10), ..Default::default() });
+    while !matches!(world.runner.poll(&asked, &wanted, Timestamp::now()).await.unwrap(), Progress::Done(_)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let run = world.store.newest_run("uid-acme", &key_of(&asked, &wanted), None).await.unwrap().unwrap();
+    let report: Report = serde_json::from_str(run.report.as_deref().unwrap()).unwrap();
+    assert_eq!((report.counts.selected, run.total), (10, 10));
+    let left_out: Vec<_> = report.left_out.iter().map(|l| (l.agent.as_str(), l.decisions)).collect();
+    assert_eq!(left_out, [("flood", 42)], "both of the other's are replayed");
+    assert_eq!(report.from, Some(begun + SignedDuration::from_secs(1)));
+    world.stop.send_replace(true);
+}

@@ -56,7 +56,7 @@ pub fn schemas() -> Map<String, Value> {
     let selection = json!({"type": "object", "additionalProperties": false, "properties": {
         "since": time(), "until": time(), "sessions": texts(), "agents": texts(), "delegators": texts(), "tools": texts(),
         "outcomes": {"type": "array", "items": {"enum": ["allow", "deny", "approval_required", "refused"]}},
-        "limit": {"type": "integer", "minimum": 1, "maximum": 10_000_000, "default": 100_000, "description": "The newest so many."}
+        "limit": {"type": "integer", "minimum": 1, "maximum": 10_000_000, "default": 100_000, "description": "So many: the newest of each agent, in equal shares; what one does not need is the others'."}
     }});
     let invariants = json!({"type": "array", "maxItems": 16, "items": {"type": "object", "required": ["name"],
     "additionalProperties": false, "properties": {
@@ -84,6 +84,8 @@ pub fn schemas() -> Map<String, Value> {
         "ReplayReport": {"type": "object", "properties": {
             "tenant": text(), "baseline": package, "candidate": package, "selection": selection, "from": time(), "to": time(),
             "verdict": {"enum": ["pass", "fail", "inconclusive"]}, "reasons": texts(),
+            "leftOut": {"type": "array", "maxItems": 100, "description": "Whose decisions the limit left out.", "items": {"type": "object",
+                "properties": {"agent": text(), "decisions": {"type": "integer"}}}},
             "counts": {"type": "object"},
             "matrix": {"type": "array", "items": {"type": "object", "properties": {
                 "baseline": text(), "candidate": text(), "reads": {"type": "integer"}, "writes": {"type": "integer"}}}},

@@ -1,5 +1,7 @@
 //! Runs of replays in SQLite, and the records that they read.
 
+use std::collections::HashMap;
+
 use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
@@ -11,10 +13,10 @@ use crate::api::{ReplaySelection, ReplayState};
 use crate::store::chain::hex;
 use crate::store::filter::PAGE_BYTES;
 use crate::store::replays::{
-    MAX_OPEN_RUNS, OF_ROLLOUT, SUPERSEDED, delegator_names, page_limit, spec, spec_text, state, taken,
+    MAX_OPEN_RUNS, OF_ROLLOUT, SUPERSEDED, delegator_names, page_limit, shares, spec, spec_text, state, taken,
 };
 use crate::store::values::{signed, time, unsigned};
-use crate::store::{Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
+use crate::store::{Cut, Place, ReplayRow, ReplayRun, Replays, RunStep, Selected, StoreError, StoreFuture};
 
 /// Runs that are listed as open.
 const OPEN: i64 = 1000;
@@ -125,11 +127,24 @@ async fn newest(
     query.fetch_optional(pool).await?.as_ref().map(run_row).transpose()
 }
 
-/// What a selection takes, its limit apart.
-fn chosen(query: &mut QueryBuilder<Sqlite>, tenant: &str, selection: &ReplaySelection) {
+/// What a selection takes, its limit apart, and but for what these cuts leave out.
+fn chosen(query: &mut QueryBuilder<Sqlite>, tenant: &str, selection: &ReplaySelection, cuts: &[Cut]) {
     // Taken apart by name, so that a new field can't be forgotten here.
     let ReplaySelection { since, until, sessions, agents, delegators, tools, outcomes, limit: _ } = selection;
-    query.push(" FROM records WHERE tenant = ").push_bind(tenant.to_owned());
+    query.push(" FROM records");
+    if !cuts.is_empty() {
+        let list: Vec<_> = cuts.iter().map(|cut| (&cut.agent, cut.after.micros, &cut.after.id)).collect();
+        // With a limit it is a table of its own, and not read anew for each record.
+        query.push(
+            " LEFT JOIN (SELECT json_extract(value, '$[0]') AS cut_agent, json_extract(value, '$[1]') AS cut_micros, \
+             json_extract(value, '$[2]') AS cut_id FROM json_each(",
+        );
+        query.push_bind(serde_json::json!(list).to_string()).push(") LIMIT -1) ON cut_agent = coalesce(agent, '')");
+    }
+    query.push(" WHERE tenant = ").push_bind(tenant.to_owned());
+    if !cuts.is_empty() {
+        query.push(" AND (cut_agent IS NULL OR (time, id) > (cut_micros, cut_id))");
+    }
     if let Some(since) = since {
         query.push(" AND time >= ").push_bind(since.0.as_microsecond());
     }
@@ -156,25 +171,80 @@ fn chosen(query: &mut QueryBuilder<Sqlite>, tenant: &str, selection: &ReplaySele
 
 async fn selected(pool: &SqlitePool, tenant: &str, selection: &ReplaySelection) -> Result<Selected, StoreError> {
     let mut count: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT count(*)");
-    chosen(&mut count, tenant, selection);
+    chosen(&mut count, tenant, selection, &[]);
     let all: i64 = count.build_query_scalar().persistent(false).fetch_one(pool).await?;
     let (all, limit) = (unsigned("count of records", all)?, selection.limit());
     if all <= limit {
-        return Ok(Selected { total: all, after: None });
+        return Ok(Selected { total: all, ..Selected::default() });
     }
+    let mut agents: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT coalesce(agent, '') AS a, count(*)");
+    chosen(&mut agents, tenant, selection, &[]);
+    let agents: Vec<(String, i64)> =
+        agents.push(" GROUP BY a").build_query_as().persistent(false).fetch_all(pool).await?;
+    let agents = agents.into_iter().map(|(agent, n)| Ok((agent, unsigned("count of records", n)?)));
+    let agents = agents.collect::<Result<Vec<_>, StoreError>>()?;
+    let places = match shares(agents, limit) {
+        None => return newest_of_all(pool, tenant, selection, limit).await,
+        Some(shares) => cuts(pool, tenant, selection, shares).await?,
+    };
+    Ok(Selected { total: limit, cuts: places, after: None })
+}
+
+/// Where the records of each agent begin that its share takes.
+async fn cuts(
+    pool: &SqlitePool,
+    tenant: &str,
+    selection: &ReplaySelection,
+    shares: Vec<(String, u64, u64)>,
+) -> Result<Vec<Cut>, StoreError> {
+    let cut: HashMap<&str, (u64, u64)> = shares
+        .iter()
+        .filter(|(.., out)| *out > 0)
+        .map(|(agent, share, out)| (agent.as_str(), (*share, *out)))
+        .collect();
+    // Shares differ by one at most.
+    let least = cut.values().map(|(share, _)| *share).min().unwrap_or_default();
+    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+        "SELECT a, time, id, n FROM (SELECT coalesce(agent, '') AS a, time, id, \
+         row_number() OVER (PARTITION BY coalesce(agent, '') ORDER BY time DESC, id DESC) AS n",
+    );
+    chosen(&mut query, tenant, selection, &[]);
+    let least = signed("share", least)?;
+    query.push(") AS ranked WHERE n BETWEEN ").push_bind(least.saturating_add(1)).push(" AND ");
+    query.push_bind(least.saturating_add(2)).push(" ORDER BY a");
+    let mut found = Vec::new();
+    for row in query.build().persistent(false).fetch_all(pool).await? {
+        let (agent, number): (String, i64) = (row.try_get(0)?, row.try_get(3)?);
+        if let Some((share, left_out)) = cut.get(agent.as_str())
+            && unsigned("number of a record", number)? == share.saturating_add(1)
+        {
+            let after = Place { micros: row.try_get(1)?, id: row.try_get(2)? };
+            found.push(Cut { agent, after, left_out: *left_out });
+        }
+    }
+    Ok(found)
+}
+
+async fn newest_of_all(
+    pool: &SqlitePool,
+    tenant: &str,
+    selection: &ReplaySelection,
+    limit: u64,
+) -> Result<Selected, StoreError> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT time, id");
-    chosen(&mut query, tenant, selection);
+    chosen(&mut query, tenant, selection, &[]);
     query.push(" ORDER BY time DESC, id DESC LIMIT 1 OFFSET ").push_bind(signed("limit", limit)?);
     let row = query.build().persistent(false).fetch_optional(pool).await?;
     let after =
         row.map(|row| Ok::<_, sqlx::Error>(Place { micros: row.try_get(0)?, id: row.try_get(1)? })).transpose()?;
-    Ok(Selected { total: limit, after })
+    Ok(Selected { total: limit, after, ..Selected::default() })
 }
 
 async fn page(
     pool: &SqlitePool,
     tenant: &str,
     selection: &ReplaySelection,
+    cuts: &[Cut],
     after: Option<&Place>,
     limit: u32,
 ) -> Result<Vec<ReplayRow>, StoreError> {
@@ -184,7 +254,7 @@ async fn page(
         "SELECT r.time, r.id, r.hash, r.body FROM (SELECT seq, row_number() OVER page AS n, sum(size) OVER page AS total FROM \
          (SELECT time, id, seq, octet_length(body) AS size",
     );
-    chosen(&mut query, tenant, selection);
+    chosen(&mut query, tenant, selection, cuts);
     if let Some(place) = after {
         query.push(" AND time >= ").push_bind(place.micros);
         query.push(" AND (time, id) > (").push_bind(place.micros).push(", ").push_bind(place.id.clone()).push(")");
@@ -265,9 +335,10 @@ impl Replays for SqliteStore {
         &'a self,
         tenant: &'a str,
         selection: &'a ReplaySelection,
+        cuts: &'a [Cut],
         after: Option<&'a Place>,
         limit: u32,
     ) -> StoreFuture<'a, Vec<ReplayRow>> {
-        Box::pin(page(&self.readers, tenant, selection, after, limit))
+        Box::pin(page(&self.readers, tenant, selection, cuts, after, limit))
     }
 }
