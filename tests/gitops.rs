@@ -84,9 +84,15 @@ impl Cluster {
 
     /// An entry in the action list of the status, by server-side apply as kubectl does it.
     fn asks(&self, tenant: &str, user: &str, id: &str, action: &str) {
+        let status = self.rollout(tenant)["status"].clone();
+        let of = if action == "rollback" { "stable" } else { "candidate" };
+        let mut asked = json!({"id": id, "actor": user, "action": action, "reason": "it looks wrong"});
+        if let Some(digest) = status[of]["digest"].as_str() {
+            asked["digest"] = digest.into();
+        }
         let entry = json!({
             "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
-            "status": {"actions": [{"id": id, "actor": user, "action": action, "reason": "it looks wrong"}]},
+            "status": {"actions": [asked]},
         });
         let (as_user, manager) = (format!("--as={user}"), format!("--field-manager={id}"));
         let args = ["--server-side", "--subresource=status", &as_user, &manager];

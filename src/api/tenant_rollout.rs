@@ -308,7 +308,7 @@ pub enum HoldReason {
     Inconclusive,
     /// A budget requires a proof and there is none.
     Proof,
-    /// The stage has a manual gate.
+    /// The stage has a manual gate, or nothing is in force any more and a person has to say what comes.
     Gate,
 }
 
