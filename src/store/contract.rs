@@ -291,14 +291,17 @@ pub async fn retention_leaves_a_tombstone<S: Journal + Store>(store: &S, key: &V
     assert!(matches!(store.retain("acme", before, 0).await, Err(StoreError::Invalid { field: "batch", .. })));
 }
 
-/// One agent may send a megabyte with each call: no page of any reading grows by that beyond its bound, and all of it is read in the end.
-pub async fn pages_end_by_bytes<S: Journal + Store + Replays>(store: &S) {
-    const RECORDS: u64 = 20;
-    for n in 1..=RECORDS {
+/// Records of a megabyte each, as one agent may send them with each call.
+pub async fn commit_large<S: Journal>(store: &S, records: u64) {
+    for n in 1..=records {
         let mut large = record("acme", n);
         large.request.arguments.insert("text".into(), "x".repeat(1 << 20).into());
         store.append(large).unwrap().await.unwrap();
     }
+}
+
+/// Where so many of these are: no page of any reading grows by that beyond its bound, and all of it is read in the end.
+pub async fn pages_end_by_bytes<S: Store + Replays>(store: &S, records: u64) {
     let ends = |bytes: usize, rows: usize| {
         assert!(bytes <= PAGE_BYTES as usize && rows > 1, "{rows} rows of {bytes} bytes");
         rows as u64
@@ -310,7 +313,7 @@ pub async fn pages_end_by_bytes<S: Journal + Store + Replays>(store: &S) {
         after = Some(last.place.clone());
         read += ends(rows.iter().map(|r| r.body.len()).sum(), rows.len());
     }
-    assert_eq!(read, RECORDS);
+    assert_eq!(read, records);
     let (mut read, mut filter) = (0, DecisionFilter { limit: Some(1000), ..Default::default() });
     loop {
         let page = store.decisions("acme", &filter).await.unwrap();
@@ -321,7 +324,7 @@ pub async fn pages_end_by_bytes<S: Journal + Store + Replays>(store: &S) {
             break;
         }
     }
-    assert_eq!(read, RECORDS);
+    assert_eq!(read, records);
     let (mut read, mut after, writer) = (0, 0, store.audit_writer());
     loop {
         let rows = store.audit_rows(&writer, after, 10_000).await.unwrap();
@@ -329,7 +332,7 @@ pub async fn pages_end_by_bytes<S: Journal + Store + Replays>(store: &S) {
         after = last.seq;
         read += ends(rows.iter().map(|r| r.body.as_ref().unwrap().len()).sum(), rows.len());
     }
-    assert_eq!(read, RECORDS);
+    assert_eq!(read, records);
 }
 
 /// Compromised keys are remembered by namespace, also after nothing declares them any more.

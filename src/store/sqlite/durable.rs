@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{DATABASE_FILE, SqliteStore, StoreError, Synchronous};
 
+/// What a test lets every sync do as well.
+#[cfg(test)]
+pub(in crate::store) type Injected = Box<dyn Fn() -> io::Result<()> + Send>;
+
 pub(super) struct Durable {
     folder: Option<PathBuf>,
     upto: AtomicU64,
-    /// What comes with a sync; tests let it fail or wait.
     #[cfg(test)]
-    pub injected: std::sync::Mutex<Option<Box<dyn Fn() -> io::Result<()> + Send>>>,
+    pub injected: std::sync::Mutex<Option<Injected>>,
 }
 
 impl Durable {
@@ -51,8 +54,7 @@ impl Durable {
 
 #[cfg(test)]
 impl SqliteStore {
-    /// Lets every sync do this as well.
-    pub(in crate::store) fn inject(&self, what: Option<Box<dyn Fn() -> io::Result<()> + Send>>) {
+    pub(in crate::store) fn inject(&self, what: Option<Injected>) {
         *self.durable.injected.lock().unwrap() = what;
     }
 }

@@ -44,7 +44,9 @@ async fn equal_times_are_paged_without_loss() {
 
 #[tokio::test]
 async fn pages_end_by_bytes() {
-    contract::pages_end_by_bytes(&*fresh().await.1).await;
+    let (_dir, store) = fresh().await;
+    contract::commit_large(&*store, 20).await;
+    contract::pages_end_by_bytes(&*store, 20).await;
 }
 
 #[tokio::test]
