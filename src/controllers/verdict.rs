@@ -1,14 +1,15 @@
 //! What verification says of a PolicyPackage of the cluster now: what the cluster knows of its tenant, put to the one judge.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 
 use super::{Context, ReconcileError};
 use crate::api::PolicyPackageSpec;
-use crate::package::Verdict;
 use crate::policy::{Signer, VerifyContext, base_platform, signature_needed};
 use crate::source::index::signers;
-use crate::source::judge;
+use crate::source::judge::{self, Said};
 use crate::store::StoreError;
 
 /// What is known of a tenant before any of its packages is looked at.
@@ -41,8 +42,14 @@ impl TenantFacts {
     }
 }
 
-/// Looks at a package: signature first, then its bytes, then its tests, then the tenant's history.
-pub async fn judge(ctx: &Context, tenant: &TenantFacts, spec: &PolicyPackageSpec) -> Result<Verdict, ReconcileError> {
+/// Looks at a package: signature first, then its bytes, then its tests, then the tenant's history. What takes longer than `patience` goes
+/// on in the background.
+pub async fn judge(
+    ctx: &Context,
+    tenant: &TenantFacts,
+    spec: &PolicyPackageSpec,
+    patience: Duration,
+) -> Result<Said, ReconcileError> {
     let mark = ctx.store.high_water(&tenant.uid, &spec.package).await?;
     // A mark that can't be read is no mark that is missing: nothing is judged without it.
     let unreadable = |e: semver::Error| StoreError::Corrupt { what: "high-water mark", why: e.to_string() };
@@ -61,5 +68,5 @@ pub async fn judge(ctx: &Context, tenant: &TenantFacts, spec: &PolicyPackageSpec
         Some(Ok(packages)) => packages.clone(),
         _ => vec![base_platform()],
     };
-    Ok(judge::judge(&ctx.compiler, &ctx.tests, spec, &verify, platform).await?)
+    Ok(judge::judge(&ctx.compiler, &ctx.tests, spec, &verify, platform, patience).await?)
 }

@@ -1,6 +1,7 @@
 //! TenantRollouts as the HTTP surface reads and writes them for people.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Api;
@@ -13,14 +14,16 @@ use crate::api::{
 };
 use crate::controllers::Context;
 use crate::lifecycle::evidence::Window;
-use crate::policy::{Refusal, RefusalCode, Side, base_platform};
+use crate::policy::{Refusal, base_platform};
 use crate::server::{BoxFuture, ControlError, RolloutControl};
 use crate::source::index::{find_bytes, signers};
-use crate::source::judge::failing_test;
+use crate::source::judge::obstacle;
 use crate::source::kubernetes::{SourceError, call};
 use crate::source::recorded::check;
 use crate::store::{RolloutRecord, StoreError};
 
+/// How long a caller waits for tests.
+const PATIENCE: Duration = Duration::from_secs(12);
 /// Field manager of what people ask for by HTTP.
 const HTTP_MANAGER: &str = "remit-http";
 /// How often an entry is appended anew because somebody was faster.
@@ -115,18 +118,11 @@ impl RolloutControl for Control {
         digest: &'a str,
     ) -> BoxFuture<'a, Result<Option<Refusal>, StoreError>> {
         Box::pin(async move {
-            let compiled = match self.0.compiler.compile(spec, digest, Side::Tenant).await? {
-                Ok(compiled) => compiled,
-                Err(refusals) => {
-                    let unknown = || Refusal::new(RefusalCode::Malformed, "the package does not compile");
-                    return Ok(Some(refusals.first().cloned().unwrap_or_else(unknown)));
-                }
-            };
             let platform = match &self.0.snapshot.load().platform {
                 Some(Ok(packages)) => packages.clone(),
                 _ => vec![base_platform()],
             };
-            Ok(failing_test(&self.0.tests, spec, &compiled, platform).await)
+            obstacle(&self.0.compiler, &self.0.tests, spec, digest, platform, PATIENCE).await
         })
     }
 
@@ -135,9 +131,9 @@ impl RolloutControl for Control {
         tenant_uid: &'a str,
         revision: i64,
         rates_since: Timestamp,
-        drift_since: Timestamp,
+        enough: u64,
     ) -> BoxFuture<'a, Result<Window, StoreError>> {
-        self.0.rollout.arms.window(tenant_uid, revision, rates_since, drift_since)
+        self.0.rollout.arms.window(tenant_uid, revision, rates_since, enough)
     }
 
     fn records<'a>(&'a self, tenant_uid: &'a str) -> BoxFuture<'a, Result<Vec<RolloutRecord>, StoreError>> {

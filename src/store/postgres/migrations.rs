@@ -21,6 +21,7 @@ fn migrator() -> Migrator {
         of(5, "rollouts", include_str!("../../../migrations/postgres/0005_rollouts.sql")),
         of(6, "arms", include_str!("../../../migrations/postgres/0006_arms.sql")),
         of(7, "replays", include_str!("../../../migrations/postgres/0007_replays.sql")),
+        of(8, "bounded", include_str!("../../../migrations/postgres/0008_bounded.sql")),
     ]);
     // A replica of the version before may start while a newer one is rolled out: migrations only add.
     migrator.set_ignore_missing(true);

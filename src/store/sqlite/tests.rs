@@ -167,11 +167,6 @@ async fn arms_are_counted_by_agent() {
 }
 
 #[tokio::test]
-async fn ninety_five_of_a_hundred_stay_below() {
-    contract_arms::ninety_five_of_a_hundred_stay_below(&*fresh().await.1).await;
-}
-
-#[tokio::test]
 async fn what_was_observed_counts_as_what_it_would_be() {
     contract_arms::what_was_observed_counts_as_what_it_would_be(&*fresh().await.1).await;
 }
@@ -179,6 +174,21 @@ async fn what_was_observed_counts_as_what_it_would_be() {
 #[tokio::test]
 async fn shadows_are_counted_and_the_worst_named() {
     contract_arms::shadows_are_counted_and_the_worst_named(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn what_was_not_compared_is_in_the_window() {
+    contract_arms::what_was_not_compared_is_in_the_window(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn very_many_subjects_are_few_in_a_window() {
+    contract_arms::very_many_subjects_are_few_in_a_window(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn a_stage_counts_its_own_decisions() {
+    contract_arms::a_stage_counts_its_own_decisions(&*fresh().await.1).await;
 }
 
 #[tokio::test]
