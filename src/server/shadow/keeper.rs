@@ -30,15 +30,18 @@ const AGAIN_AT_STOP: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// Calls that were not compared and are not in the store yet, by tenant, its UID and revision.
+/// By tenant, its UID and revision: how many, and the newest.
+type Calls = BTreeMap<(String, String, i64), (u64, Timestamp)>;
+
+/// Calls that were not compared and are not in the store yet.
 #[derive(Default)]
 pub(super) struct Lost {
-    calls: Mutex<BTreeMap<(String, String, i64), (u64, Timestamp)>>,
+    calls: Mutex<Calls>,
     told: Notify,
 }
 
 impl Lost {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String, i64), (u64, Timestamp)>> {
+    fn lock(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

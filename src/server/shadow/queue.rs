@@ -18,9 +18,12 @@ const WAITING_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes that go with a place. A call counts as its bytes, and as no less than this: so places and bytes are one measure.
 const PLACE: usize = WAITING_BYTES / WAITING;
 
+/// Calls of an agent with their weights.
+type Jobs = VecDeque<(Job, usize)>;
+
 #[derive(Default)]
 struct OfAgent {
-    jobs: VecDeque<(Job, usize)>,
+    jobs: Jobs,
     weight: usize,
 }
 
@@ -167,12 +170,7 @@ impl Waiting {
     }
 
     /// Takes one of an agent's calls out.
-    fn take(
-        &mut self,
-        tenant: &str,
-        agent: &str,
-        which: fn(&mut VecDeque<(Job, usize)>) -> Option<(Job, usize)>,
-    ) -> Option<Job> {
+    fn take(&mut self, tenant: &str, agent: &str, which: fn(&mut Jobs) -> Option<(Job, usize)>) -> Option<Job> {
         let of_tenant = self.tenants.get_mut(tenant)?;
         let of_agent = of_tenant.agents.get_mut(agent)?;
         let (job, weight) = which(&mut of_agent.jobs)?;
