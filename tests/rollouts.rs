@@ -372,3 +372,69 @@ async fn caller_supplied_error_rate() {
     let failed: Vec<&Value> = status["verdict"]["checks"].as_array().unwrap().iter().filter(failed).collect();
     assert!(failed.is_empty(), "{failed:?}");
 }
+
+/// Packages whose tests take very long keep nobody from taking a candidate back: not the records, and not a person.
+#[tokio::test]
+async fn slow_packages_hold_up_no_rollback() {
+    let c = cluster();
+    let tenant = c.namespace("slow").await;
+    c.apply(&tenant, &rollout(&[], gated(50))).unwrap();
+    let token = c.coder(&tenant).await;
+    let half =
+        |version: &str| c.until(&tenant, version, |s| s["percent"] == 50 && s["candidate"]["version"] == version);
+    c.put(&tenant, &spec("1.0.0", &[READS]));
+    c.apply(&tenant, &package(&spec("1.1.0", &[READS, WRITES])).1).unwrap();
+    half("1.1.0");
+    // Admission looks at one package of a namespace at a time.
+    let put_slow = |n| {
+        let object = package(&slow(n)).1;
+        eventually_blocking("a slow package is stored", || c.apply_with(&tenant, &object, &["--server-side"]));
+    };
+    for n in 0..7 {
+        put_slow(n);
+    }
+    let (status, body) = c.check(&token, &tenant, &call("coder", "files/write", json!({}))).await;
+    assert_eq!(status, 200, "{body}");
+    let begun = Instant::now();
+    c.until(&tenant, "a breach takes it back", |s| {
+        s["candidate"].is_null() && s["history"][0]["cause"] == "BudgetExceeded"
+    });
+    eprintln!("from the bad decision to the status, beside slow packages: {:?}", begun.elapsed());
+    // Another one starts beside them, and a person takes it back.
+    c.apply(&tenant, &package(&spec("1.2.0", &["// The same, said anew.", READS])).1).unwrap();
+    half("1.2.0");
+    put_slow(8);
+    let user = format!("ann-{tenant}");
+    let rule = |resources: &[&str], verbs: &[&str]| json!({"apiGroups": ["remit.dev"], "resources": resources, "verbs": verbs});
+    let rules =
+        [rule(&["tenantrollouts", "tenantrollouts/status"], &["get", "patch"]), rule(&["tenantrollouts"], &["abort"])];
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "aborts"}, "rules": rules});
+    c.apply(&tenant, &role.to_string()).unwrap();
+    c.kubectl(&["create", "rolebinding", "aborts", "-n", &tenant, "--role=aborts", &format!("--user={user}")]).unwrap();
+    let entry = json!({"id": "one", "actor": user, "action": "abort", "reason": "because"});
+    let body = json!({
+        "apiVersion": "remit.dev/v1alpha1", "kind": "TenantRollout", "metadata": {"name": "default"},
+        "status": {"actions": [entry]},
+    });
+    let (as_user, flags) = (format!("--as={user}"), ["--server-side", "--subresource=status", "--field-manager=ann"]);
+    c.apply_with(&tenant, &body.to_string(), &[&flags[..], &[as_user.as_str()]].concat()).unwrap();
+    let status = c.until(&tenant, "it is aborted", |s| s["candidate"].is_null() && s["handled"][0]["id"] == "one");
+    assert_eq!((&status["stable"]["version"], &status["history"][0]["cause"]), (&json!("1.0.0"), &json!("Aborted")));
+}
+
+/// Below what is in force, with tests that each cost a quarter of what an evaluation may, so that all of them get no end in time.
+fn slow(n: usize) -> remit::api::PolicyPackageSpec {
+    let (pattern, text) = ("a".repeat(1_000), "a".repeat(4_000));
+    let likes: Vec<String> =
+        (0..8).map(|n| format!("context.arguments.getTag(\"x\") like \"*{pattern}{n}\"")).collect();
+    let forbid = format!(
+        "@id(\"slow\") forbid(principal, action, resource) when {{ context.arguments.hasTag(\"x\") && ({}) }};",
+        likes.join(" || ")
+    );
+    let tests: Vec<String> = (0..200)
+        .map(|n| format!("- {{name: t{n}, agent: x, call: {{tool: files/read, arguments: {{x: {text}}}}}, expect: {{decision: allow}}}}"))
+        .collect();
+    let mut spec = spec(&format!("0.1.{n}"), &[READS, &forbid]);
+    spec.tests = vec![remit::api::SourceFile { name: "tests/a.yaml".into(), text: tests.join("\n") }];
+    spec
+}

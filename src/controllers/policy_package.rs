@@ -1,6 +1,7 @@
 //! `PolicyPackage`: what verification says of it, for people. What comes into force is the rollout's, by the same verdict.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -13,11 +14,14 @@ use crate::api::{PolicyPackage, PolicyPackageStatus, READY, RECONCILING, STALLED
 use crate::lifecycle::rollout::clip;
 use crate::package::Verdict;
 use crate::policy::{Refusal, RefusalCode};
+use crate::source::judge::Said;
 use crate::source::kubernetes::Guarded;
 
 /// What the controller is given.
 pub type Object = Guarded<PolicyPackage>;
 
+/// How long a pass waits for tests.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// It parses, agrees with the schema, and its tests pass.
 const VALID: &str = "Valid";
 /// It carries a signature that counts.
@@ -42,10 +46,10 @@ pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<Action,
     }
     let Some(namespace) = ctx.objects.namespaces.get(&ObjectRef::new(&name)) else {
         // Its Namespace is still on its way here; that brings the package back.
-        return Ok(Action::requeue(std::time::Duration::from_millis(50)));
+        return Ok(Action::requeue(Duration::from_millis(50)));
     };
     let tenant = TenantFacts::read(&ctx, &namespace).await?;
-    let verdict = judge(&ctx, &tenant, &package.spec).await?;
+    let Said { verdict, again } = judge(&ctx, &tenant, &package.spec, PATIENCE).await?;
     if tenant.is_platform && ctx.declared.as_deref() == Some(verdict.digest.as_str()) && verdict.overall().is_ok() {
         let key = verdict.signed.as_ref().ok().and_then(|v| v.public_key.as_ref()).map(|k| k.to_pem().to_owned());
         super::tenant_rollout::keep_bytes(&ctx, &name, &package.spec, &verdict.digest, key, 1).await?;
@@ -65,7 +69,7 @@ pub async fn reconcile(object: Arc<Object>, ctx: Arc<Context>) -> Result<Action,
         ctx.event(package, true, &why, &message).await;
     }
     let instants = tenant.signers.iter().flat_map(|s| [s.not_before, s.not_after]).flatten();
-    Ok(until(now, instants))
+    Ok(again.map_or_else(|| until(now, instants), Action::requeue))
 }
 
 async fn standing(ctx: &Context, tenant: &TenantFacts, verdict: &Verdict) -> Result<Standing, ReconcileError> {

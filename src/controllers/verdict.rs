@@ -2,18 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 
 use super::{Context, ReconcileError};
 use crate::api::{PolicyPackageSpec, RevokedReason};
-use crate::package::Verdict;
-use crate::policy::{
-    CompiledPackage, Refusal, RefusalCode, Side, Signer, VerifyContext, base_platform, signature_needed,
-};
+use crate::policy::{CompiledPackage, Refusal, Signer, VerifyContext, base_platform, signature_needed};
 use crate::source::index::{compromised, signers};
-use crate::source::judge::{self, failing_test};
+use crate::source::judge::{self, Said};
 use crate::store::StoreError;
 
 /// What is known of a tenant before any of its packages is looked at.
@@ -69,15 +67,13 @@ async fn compromised_here(
 
 /// Why a package of the history could not come into force now: it does not compile under today's schema, or its tests fail under the
 /// platform's packages of today. None: nothing stands in the way.
-pub async fn obstacle(ctx: &Context, spec: &PolicyPackageSpec, digest: &str) -> Result<Option<Refusal>, StoreError> {
-    let compiled = match ctx.compiler.compile(spec, digest, Side::Tenant).await? {
-        Ok(compiled) => compiled,
-        Err(refusals) => {
-            let unknown = || Refusal::new(RefusalCode::Malformed, "the package does not compile");
-            return Ok(Some(refusals.first().cloned().unwrap_or_else(unknown)));
-        }
-    };
-    Ok(failing_test(&ctx.tests, spec, &compiled, platform(ctx)).await)
+pub async fn obstacle(
+    ctx: &Context,
+    spec: &PolicyPackageSpec,
+    digest: &str,
+    patience: Duration,
+) -> Result<Option<Refusal>, StoreError> {
+    judge::obstacle(&ctx.compiler, &ctx.tests, spec, digest, platform(ctx), patience).await
 }
 
 /// The platform's packages of today, base first.
@@ -88,8 +84,14 @@ fn platform(ctx: &Context) -> Vec<Arc<CompiledPackage>> {
     }
 }
 
-/// Looks at a package: signature first, then its bytes, then its tests, then the tenant's history.
-pub async fn judge(ctx: &Context, tenant: &TenantFacts, spec: &PolicyPackageSpec) -> Result<Verdict, ReconcileError> {
+/// Looks at a package: signature first, then its bytes, then its tests, then the tenant's history. What takes longer than `patience` goes
+/// on in the background.
+pub async fn judge(
+    ctx: &Context,
+    tenant: &TenantFacts,
+    spec: &PolicyPackageSpec,
+    patience: Duration,
+) -> Result<Said, ReconcileError> {
     let mark = ctx.store.high_water(&tenant.uid, &spec.package).await?;
     // A mark that can't be read is no mark that is missing: nothing is judged without it.
     let unreadable = |e: semver::Error| StoreError::Corrupt { what: "high-water mark", why: e.to_string() };
@@ -104,5 +106,5 @@ pub async fn judge(ctx: &Context, tenant: &TenantFacts, spec: &PolicyPackageSpec
         now: jiff::Timestamp::now(),
         high_water,
     };
-    Ok(judge::judge(&ctx.compiler, &ctx.tests, spec, &verify, platform(ctx)).await?)
+    Ok(judge::judge(&ctx.compiler, &ctx.tests, spec, &verify, platform(ctx), patience).await?)
 }

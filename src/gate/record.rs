@@ -68,7 +68,7 @@ pub struct DecisionRecord {
     /// What it would be if the tenant enforced, where it was let through because the tenant observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub would_be: Option<RecordedWouldBe>,
-    /// Time in the gates, microseconds.
+    /// Time in the gates, microseconds; what the call waited for its turn in its tenant's lane is not in it.
     pub latency_micros: u64,
 }
 

@@ -1,6 +1,7 @@
 //! TenantRollouts as the HTTP surface reads and writes them for people.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Api;
@@ -21,6 +22,8 @@ use crate::source::kubernetes::{SourceError, call};
 use crate::source::recorded::check;
 use crate::store::{RolloutRecord, StoreError};
 
+/// How long a caller waits for tests.
+const PATIENCE: Duration = Duration::from_secs(12);
 /// Field manager of what people ask for by HTTP.
 const HTTP_MANAGER: &str = "remit-http";
 /// How often an entry is appended anew because somebody was faster.
@@ -114,7 +117,7 @@ impl RolloutControl for Control {
         spec: &'a PolicyPackageSpec,
         digest: &'a str,
     ) -> BoxFuture<'a, Result<Option<Refusal>, StoreError>> {
-        Box::pin(obstacle(&self.0, spec, digest))
+        Box::pin(obstacle(&self.0, spec, digest, PATIENCE))
     }
 
     fn window<'a>(
@@ -122,9 +125,9 @@ impl RolloutControl for Control {
         tenant_uid: &'a str,
         revision: i64,
         rates_since: Timestamp,
-        drift_since: Timestamp,
+        enough: u64,
     ) -> BoxFuture<'a, Result<Window, StoreError>> {
-        self.0.rollout.arms.window(tenant_uid, revision, rates_since, drift_since)
+        self.0.rollout.arms.window(tenant_uid, revision, rates_since, enough)
     }
 
     fn records<'a>(&'a self, tenant_uid: &'a str) -> BoxFuture<'a, Result<Vec<RolloutRecord>, StoreError>> {

@@ -49,6 +49,8 @@ struct Ran {
     snapshot: Arc<Snapshot>,
     session: SessionState,
     now: jiff::Timestamp,
+    /// Time in the gates.
+    gates: Duration,
 }
 
 /// Runs the gates and queues the record.
@@ -67,22 +69,25 @@ pub async fn check(
     let started = state.clock.instant();
     // Many patterns make a short argument costly, too: what the request's own thread may not do is begun again in the lane.
     let light = (!heavy).then(|| run(state, call, &request, &id, request_id, LIGHT_COST));
+    // What was begun is part of what it took; what the call then waits for its turn is not.
+    let begun = light.as_ref().and_then(|done| done.as_ref().ok()).map_or(Duration::ZERO, |ran| ran.gates);
     let light = light.filter(|done| !done.as_ref().is_ok_and(|ran| ran.checked.decision.code == TOO_COSTLY));
-    let (ran, request) = if let Some(done) = light {
-        (done, request)
+    let (ran, request, begun) = if let Some(done) = light {
+        (done, request, Duration::ZERO)
     } else {
         let (state2, call2, request_id) = (state.clone(), call.clone(), request_id.map(str::to_owned));
         let work = move || (run(&state2, &call2, &request, &id, request_id.as_deref(), MAX_PATTERN_COST), request);
-        state.lanes.run(call.lane(), work).await?
+        let (ran, request) = state.lanes.run(call.lane(), work).await?;
+        (ran, request, begun)
     };
-    let Ran { checked, snapshot, session, now } = ran?;
+    let Ran { checked, snapshot, session, now, gates } = ran?;
     let took = state.clock.instant().saturating_duration_since(started);
     let rollout = checked.record.revision.and_then(|_| {
         let (arm, _) = snapshot.tenants.get(&call.tenant)?.decides(Unit::of(&request, session));
         let job = state.shadow.is_on().then(|| Job::of(snapshot, call, request, session, now, &checked)).flatten();
         Some(Box::new(Counted { tenant: call.tenant.clone(), arm, job }))
     });
-    Ok(Pending { rollout, ..queue(state, call, checked, took) })
+    Ok(Pending { rollout, ..queue(state, call, checked, begun + gates, took) })
 }
 
 fn run(
@@ -98,12 +103,13 @@ fn run(
     let now = state.clock.now();
     let input = input(state, &snapshot, call, &call.tenant, request, session, now, id, request_id);
     let input = CheckInput { pattern_budget: budget, ..input };
+    let started = state.clock.instant();
     // The gates don't panic; if they did, the caller must hear a refusal and not a cut connection.
     let checked = catch_unwind(AssertUnwindSafe(|| (state.gate)(&input))).map_err(|_| {
         tracing::error!(decision_id = id, tenant = call.tenant, "the gates panicked");
         HttpError::internal()
     })?;
-    Ok(Ran { checked, snapshot, session, now })
+    Ok(Ran { checked, snapshot, session, now, gates: since(state, started) })
 }
 
 /// The set to answer from. Taken only when the answer is made: a body that trickles in, a place in the lane or a long batch must not
@@ -171,13 +177,14 @@ pub fn refuse(
     let kept_by = &refusal.kept_by;
     let input = input(state, &call.snapshot, call, kept_by, request, SessionState::NotNamed, now, &id, request_id);
     let checked = gate::refused(&input, 403, refusal.code, refusal.reason.clone());
-    let pending = queue(state, call, checked, Duration::ZERO);
+    let pending = queue(state, call, checked, Duration::ZERO, Duration::ZERO);
     HttpError { decision_id: Some(pending.answer.context.decision_id), ..refusal.error() }
 }
 
-fn queue(state: &AppState, call: &Call, checked: Checked, took: Duration) -> Pending {
+/// `gates`: time in the gates, which the record keeps; `took`: with what the call waited for its turn.
+fn queue(state: &AppState, call: &Call, checked: Checked, gates: Duration, took: Duration) -> Pending {
     let Checked { decision, mut record } = checked;
-    record.latency_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    record.latency_micros = u64::try_from(gates.as_micros()).unwrap_or(u64::MAX);
     let answer = Answer::new(&decision, &record, call.caller.kind);
     let (outcome, status) = (decision.outcome, decision.status);
     let would_be = decision.would_be.as_ref().map_or("", |w| w.outcome.as_str());

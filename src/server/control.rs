@@ -55,7 +55,7 @@ pub trait RolloutControl: Send + Sync {
         tenant_uid: &'a str,
         revision: i64,
         rates_since: Timestamp,
-        drift_since: Timestamp,
+        enough: u64,
     ) -> BoxFuture<'a, Result<Window, StoreError>>;
     /// The newest steps of the tenant's rollouts, as `store::Rollouts` has them.
     fn records<'a>(&'a self, tenant_uid: &'a str) -> BoxFuture<'a, Result<Vec<RolloutRecord>, StoreError>>;

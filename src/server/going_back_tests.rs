@@ -72,7 +72,7 @@ impl RolloutControl for Scripted {
         tenant_uid: &'a str,
         revision: i64,
         _: Timestamp,
-        _: Timestamp,
+        _: u64,
     ) -> BoxFuture<'a, Result<Window, StoreError>> {
         assert_eq!((tenant_uid, revision), ("uid-acme", 4));
         let counts =

@@ -33,7 +33,7 @@ pub async fn observability(State(state): State<AppState>, params: Params, parts:
     let rates_since = now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::UNIX_EPOCH);
     let entry = status.history.iter().find(|h| h.revision.revision == of.revision);
     let began = entry.and_then(|h| h.at.as_ref()).or(status.stage_started.as_ref()).map_or(rates_since, |t| t.0);
-    let window = control(&state)?.window(&who.uid, of.revision, rates_since, began).await.map_err(failed)?;
+    let window = control(&state)?.window(&who.uid, of.revision, rates_since, 0).await.map_err(failed)?;
     let mut body = counted(&window);
     body["rollout"] = json!({"id": of.revision, "package": of.package, "version": of.version, "digest": of.digest});
     body["under_way"] = status.candidate.is_some().into();

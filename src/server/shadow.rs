@@ -1,47 +1,45 @@
 //! What the other package of a rollout would have made of a call: evaluated after its answer has left, compared, and kept for the
 //! rollout to be judged by.
 //!
-//! Must never delay, change or take back an answer: one thread of low priority works off a bounded queue, what does not fit is dropped
-//! and counted, and a panic costs that one comparison. What is kept has no argument values.
+//! Must never delay, change or take back an answer: one thread of low priority works off a bounded queue, what does not fit is not
+//! compared, and a panic costs that one comparison. Whatever was to be compared and was not is counted, in the store too: a rollout must
+//! know what it did not see. What is kept has no argument values.
 
-use std::collections::{HashMap, VecDeque};
+mod keeper;
+mod queue;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::caller::Call;
 use super::metrics::Metrics;
-use super::wire::weight;
 use crate::api::Tier;
 use crate::gate::{
-    Arm, CheckInput, CheckRequest, Checked, Decision, MAX_PATTERN_COST, Outcome, SessionState, Snapshot, Unit,
-    check_under, shadowed,
+    Arm, CheckInput, CheckRequest, Checked, Decision, EntityRef, MAX_PATTERN_COST, Outcome, SessionState, Snapshot,
+    Unit, check_under, shadowed,
 };
 use crate::lifecycle::drift::{Severity, Side, asked_words, compare};
 use crate::store::{Arms, ShadowRow};
 
-/// Calls that wait, of all tenants and of one.
-const WAITING: usize = 4096;
-const WAITING_OF_ONE: usize = 1024;
-/// Text of the calls that wait, bytes.
-const WAITING_BYTES: usize = 16 * 1024 * 1024;
+use self::keeper::{Keeper, Lost};
+use self::queue::Queue;
+
 /// Results that wait to be kept.
 const RESULTS: usize = 8192;
-/// Results that are kept at once.
-const BATCH: usize = 512;
-/// For how long results are gathered where nothing in them is urgent, and where something is.
-const GATHER: Duration = Duration::from_millis(500);
-const GATHER_URGENT: Duration = Duration::from_millis(20);
-/// Time for what is left at stop.
-const LAST: Duration = Duration::from_secs(5);
+/// Time for what is left at stop: to be compared and kept, and then to be counted as not compared.
+const LAST: Duration = Duration::from_secs(4);
+const LAST_COUNTS: Duration = Duration::from_secs(1);
 /// Evaluation recurses.
 const STACK: usize = 8 * 1024 * 1024;
 /// How much nicer the thread is than those that answer.
 const NICE: i32 = 10;
+/// What the code of a deny is by which nobody decided.
+const NOT_EVALUATED: &str = "evaluation_error";
 /// Policies that a sentence names of each side, and characters of each name in it.
 const NAMED: usize = 3;
 const NAME: usize = 128;
@@ -89,92 +87,21 @@ impl Job {
     }
 }
 
-#[derive(Default)]
-struct Waiting {
-    /// By tenant, so that none waits for another's.
-    jobs: HashMap<String, VecDeque<(Job, usize)>>,
-    /// Whose turn it is.
-    turns: VecDeque<String>,
-    count: usize,
-    bytes: usize,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes it, unless there is no room.
-    fn push(&self, job: Job) -> bool {
-        let bytes = weight(&job.request);
-        let mut w = self.lock();
-        if w.closed || w.count >= WAITING || w.bytes.saturating_add(bytes) > WAITING_BYTES {
-            return false;
-        }
-        let tenant = job.call.tenant.clone();
-        let of_tenant = w.jobs.entry(tenant.clone()).or_default();
-        if of_tenant.len() >= WAITING_OF_ONE {
-            return false;
-        }
-        of_tenant.push_back((job, bytes));
-        if of_tenant.len() == 1 {
-            w.turns.push_back(tenant);
-        }
-        w.count += 1;
-        w.bytes += bytes;
-        drop(w);
-        self.arrived.notify_one();
-        true
-    }
-
-    /// The next call, each tenant in its turn; None: closed.
-    fn pop(&self) -> Option<Job> {
-        let mut w = self.lock();
-        loop {
-            if let Some(tenant) = w.turns.pop_front() {
-                let Some(of_tenant) = w.jobs.get_mut(&tenant) else { continue };
-                let Some((job, bytes)) = of_tenant.pop_front() else { continue };
-                if of_tenant.is_empty() {
-                    w.jobs.remove(&tenant);
-                } else {
-                    w.turns.push_back(tenant);
-                }
-                w.count -= 1;
-                w.bytes -= bytes;
-                return Some(job);
-            }
-            if w.closed {
-                return None;
-            }
-            w = self.arrived.wait(w).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn close(&self) {
-        self.lock().closed = true;
-        self.arrived.notify_all();
-    }
-}
-
 /// Compares, off the answers' path.
-pub struct Shadow {
-    /// None: nothing is compared.
-    queue: Option<Arc<Queue>>,
-    metrics: Option<Arc<Metrics>>,
+pub struct Shadow(Option<On>);
+
+struct On {
+    queue: Arc<Queue>,
+    lost: Arc<Lost>,
+    metrics: Arc<Metrics>,
+    closing: watch::Sender<bool>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Shadow {
     /// Compares nothing: where there are no rollouts.
     pub fn off() -> Self {
-        Self { queue: None, metrics: None, keeper: Mutex::default() }
+        Self(None)
     }
 
     /// Starts. Needs a tokio runtime.
@@ -189,72 +116,104 @@ impl Shadow {
         redaction_key: Vec<u8>,
         under: Under,
     ) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::default());
+        let (queue, lost) = (Arc::new(Queue::default()), Arc::new(Lost::default()));
         let (results, kept) = mpsc::channel(RESULTS);
-        let (work, told) = (queue.clone(), metrics.clone());
+        let (work, told, uncompared) = (queue.clone(), metrics.clone(), lost.clone());
         std::thread::Builder::new().name("remit-shadow".into()).stack_size(STACK).spawn(move || {
             // On Linux a thread has its own.
             if let Err(error) = rustix::process::nice(NICE) {
                 tracing::debug!(%error, "the shadow's thread has the priority of the others");
             }
             while let Some(job) = work.pop() {
-                evaluate(job, under, &redaction_key, &results, &told);
+                evaluate(job, under, &redaction_key, &results, &uncompared, &told);
             }
         })?;
-        let keeper = tokio::spawn(keep(store, kept, metrics.clone()));
-        Ok(Self { queue: Some(queue), metrics: Some(metrics), keeper: Mutex::new(Some(keeper)) })
+        let (closing, closed) = watch::channel(false);
+        let keeper = Keeper { store, lost: lost.clone(), closing: closed, metrics: metrics.clone() };
+        let keeper = Mutex::new(Some(tokio::spawn(keeper.run(kept))));
+        Ok(Self(Some(On { queue, lost, metrics, closing, keeper })))
     }
 
     /// Whether anything is compared.
     pub(super) fn is_on(&self) -> bool {
-        self.queue.is_some()
+        self.0.is_some()
     }
 
     /// Hands in a call whose answer is on its way. Never waits.
     pub(super) fn submit(&self, job: Job) {
-        if let (Some(queue), Some(metrics)) = (&self.queue, &self.metrics)
-            && !queue.push(job)
-        {
-            metrics.shadow_dropped("queue_full", 1);
+        if let Some(on) = &self.0 {
+            on.give_up("queue_full", on.queue.push(job));
         }
     }
 
-    /// Takes nothing more, and keeps what was compared.
+    /// Takes nothing more, and keeps what was compared. What there is no time for is counted.
     pub async fn close(&self) {
-        if let Some(queue) = &self.queue {
-            queue.close();
+        let Some(on) = &self.0 else { return };
+        on.queue.close();
+        let _ = on.closing.send(true);
+        let keeper = on.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut keeper) = keeper else { return };
+        if tokio::time::timeout(LAST, &mut keeper).await.is_ok() {
+            return;
         }
-        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(keeper) = keeper
-            && tokio::time::timeout(LAST, keeper).await.is_err()
-        {
+        on.give_up("stopped", on.queue.abandon());
+        if tokio::time::timeout(LAST_COUNTS, keeper).await.is_err() {
             tracing::warn!("not all shadow evaluations could be kept at stop");
+        }
+    }
+}
+
+impl On {
+    /// These are not compared.
+    fn give_up(&self, reason: &'static str, jobs: Vec<Job>) {
+        for job in jobs {
+            self.lost.job(&job);
+            self.metrics.shadow_dropped(reason, 1);
         }
     }
 }
 
 impl Drop for Shadow {
     fn drop(&mut self) {
-        if let Some(queue) = &self.queue {
-            queue.close();
+        if let Some(on) = &self.0 {
+            on.queue.close();
+            let _ = on.closing.send(true);
         }
     }
 }
 
-fn evaluate(job: Job, under: Under, key: &[u8], results: &mpsc::Sender<ShadowRow>, metrics: &Metrics) {
-    let (id, tenant) = (job.id.clone(), job.call.tenant.clone());
+fn evaluate(job: Job, under: Under, key: &[u8], results: &mpsc::Sender<ShadowRow>, lost: &Lost, metrics: &Metrics) {
     match catch_unwind(AssertUnwindSafe(|| row(&job, under, key))) {
         Ok(Some(row)) => {
             if results.try_send(row).is_err() {
+                lost.job(&job);
                 metrics.shadow_dropped("store_behind", 1);
             }
         }
         Ok(None) => {}
         Err(_) => {
+            lost.job(&job);
             metrics.shadow_dropped("panicked", 1);
-            tracing::error!(decision_id = id, tenant, "a shadow evaluation panicked");
+            tracing::error!(decision_id = job.id, tenant = job.call.tenant, "a shadow evaluation panicked");
         }
     }
+}
+
+/// Whom a call is counted for.
+fn subject_name(subject: &EntityRef) -> String {
+    match subject.type_.as_str() {
+        "agent" if !subject.id.is_empty() => subject.id.clone(),
+        type_ => format!("{type_}:{}", subject.id),
+    }
+}
+
+/// Whether only the candidate could not evaluate the call. A policy of the platform that erred on both sides is not the candidate's.
+fn only_candidate_erred(stable: &Decision, candidate: &Decision) -> bool {
+    if candidate.weighed().1 != NOT_EVALUATED || stable.weighed().1 == NOT_EVALUATED {
+        return false;
+    }
+    let of_both = |policy: &str| policy.starts_with("platform/") && stable.errors.iter().any(|e| e.policy == policy);
+    candidate.errors.is_empty() || candidate.errors.iter().any(|e| !of_both(&e.policy))
 }
 
 fn row(job: &Job, under: Under, key: &[u8]) -> Option<ShadowRow> {
@@ -297,11 +256,7 @@ fn row(job: &Job, under: Under, key: &[u8]) -> Option<ShadowRow> {
             tier: tier(Arm::Canary),
         },
     );
-    let subject = &job.request.subject;
-    let agent = match subject.type_.as_str() {
-        "agent" => subject.id.clone(),
-        type_ => format!("{type_}:{}", subject.id),
-    };
+    let agent = subject_name(&job.request.subject);
     let sentence = match drift {
         None => String::new(),
         Some(_) => format!(
@@ -326,6 +281,7 @@ fn row(job: &Job, under: Under, key: &[u8]) -> Option<ShadowRow> {
         sentence,
         stable_policies,
         candidate_policies,
+        erred: only_candidate_erred(stable, candidate),
         time: job.now,
     })
 }
@@ -349,39 +305,6 @@ fn said(decision: &Decision, policies: &[String]) -> String {
 /// A name that somebody chose, fit for one line.
 fn name(text: &str) -> String {
     text.escape_debug().take(NAME).collect()
-}
-
-/// Keeps results in batches until there are no more.
-async fn keep(store: Arc<dyn Arms>, mut results: mpsc::Receiver<ShadowRow>, metrics: Arc<Metrics>) {
-    let mut batch: Vec<ShadowRow> = Vec::with_capacity(BATCH);
-    while let Some(first) = results.recv().await {
-        let mut wait = gather(&first);
-        let begun = tokio::time::Instant::now();
-        batch.push(first);
-        while batch.len() < BATCH {
-            match tokio::time::timeout_at(begun + wait, results.recv()).await {
-                Ok(Some(row)) => {
-                    wait = wait.min(gather(&row));
-                    batch.push(row);
-                }
-                Ok(None) | Err(_) => break,
-            }
-        }
-        match store.save_shadows(&batch).await {
-            Ok(()) => batch.iter().for_each(|row| metrics.shadow_compared(&row.tenant, row.severity)),
-            Err(error) => {
-                // Not tried again: whether they were kept is not known, and nothing may count twice.
-                metrics.shadow_dropped("store_failed", batch.len() as u64);
-                tracing::warn!(%error, rows = batch.len(), "shadow evaluations could not be kept");
-            }
-        }
-        batch.clear();
-    }
-}
-
-/// What may stop a rollout is told soon.
-fn gather(row: &ShadowRow) -> Duration {
-    if row.severity >= Severity::High { GATHER_URGENT } else { GATHER }
 }
 
 #[cfg(test)]

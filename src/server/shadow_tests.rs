@@ -1,11 +1,12 @@
 //! Rollouts over the router: sessions that Remit issued, records of both arms, and the shadow that holds up nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::queue::{WAITING_OF_AGENT, WAITING_OF_TENANT};
 use super::*;
 use crate::api::{PolicyPackageSpec, Sensitivity, SourceFile, Tool};
 use crate::gate::{self, Canary, Tenant};
@@ -13,7 +14,7 @@ use crate::lifecycle::drift::Cause;
 use crate::lifecycle::evidence::Window;
 use crate::policy::{CompiledPackage, Side as PackageSide};
 use crate::server::testing::{World, question, tenant, with_packages};
-use crate::store::{SessionRow, Store, StoreError, StoreFuture};
+use crate::store::{SessionRow, ShadowBatch, Store, StoreError, StoreFuture};
 
 const REVISION: i64 = 4;
 const READS: &str = r#"@id("reads") permit(principal, action == Action::"call_tool", resource in ToolGroup::"read");"#;
@@ -77,8 +78,7 @@ async fn shadowing(snapshot: Snapshot, under: Under) -> World {
 }
 
 async fn window(world: &World) -> Window {
-    let epoch = Timestamp::UNIX_EPOCH;
-    world.store.window("uid-acme", REVISION, epoch, epoch).await.unwrap()
+    world.store.window("uid-acme", REVISION, Timestamp::UNIX_EPOCH, 0).await.unwrap()
 }
 
 async fn open(world: &World, agent: &str) -> String {
@@ -245,11 +245,12 @@ async fn a_share_of_the_sessions_is_compared_and_without_one_none() {
     }
 }
 
-static HELD: AtomicBool = AtomicBool::new(true);
+/// Of each test that needs it one.
+static HELD: [AtomicBool; 3] = [const { AtomicBool::new(true) }; 3];
 
 /// An evaluation that takes for ever, as far as its callers are concerned.
-fn held(input: &CheckInput<'_>, arm: Arm) -> Checked {
-    while HELD.load(Ordering::SeqCst) {
+fn held<const TEST: usize>(input: &CheckInput<'_>, arm: Arm) -> Checked {
+    while HELD[TEST].load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(1));
     }
     check_under(input, arm)
@@ -258,15 +259,15 @@ fn held(input: &CheckInput<'_>, arm: Arm) -> Checked {
 /// However long the shadow takes, answers don't wait for it; what it can't take is dropped, counted, and bounded in number.
 #[tokio::test]
 async fn the_shadow_holds_up_no_answer_and_what_does_not_fit_is_counted() {
-    let world = shadowing(under_way(5, 100), held).await;
-    let total = WAITING_OF_ONE + 201;
+    let world = shadowing(under_way(5, 100), held::<0>).await;
+    let total = WAITING_OF_AGENT + 201;
     let begun = Instant::now();
     for _ in 0..total {
         let answered = world.ask("acme:coder", "coder", "git/log").await;
         assert_eq!(answered.code(), (200, "allowed"));
     }
     assert!(
-        HELD.load(Ordering::SeqCst),
+        HELD[0].load(Ordering::SeqCst),
         "all were answered while the first was still being compared, in {:?}",
         begun.elapsed()
     );
@@ -274,10 +275,77 @@ async fn the_shadow_holds_up_no_answer_and_what_does_not_fit_is_counted() {
     let text = world.state.metrics.text().unwrap();
     let dropped = |n: usize| text.contains(&format!("remit_shadow_dropped_total{{reason=\"queue_full\"}} {n}"));
     assert!(dropped(200) || dropped(201), "{text}");
-    HELD.store(false, Ordering::SeqCst);
+    HELD[0].store(false, Ordering::SeqCst);
     world.state.shadow.close().await;
-    let compared: u64 = window(&world).await.shadow.iter().map(|a| a.compared).sum();
-    assert!([WAITING_OF_ONE as u64, WAITING_OF_ONE as u64 + 1].contains(&compared), "{compared}");
+    let seen = window(&world).await;
+    let compared: u64 = seen.shadow.iter().map(|a| a.compared).sum();
+    assert_eq!(compared + seen.dropped, total as u64, "what was not compared is known where the rollout is judged");
+    assert!([WAITING_OF_AGENT as u64, WAITING_OF_AGENT as u64 + 1].contains(&compared), "{compared}");
+}
+
+/// Answers, whatever the answer is.
+async fn by_gateway(world: &World, tenant: &str, question: &Value) {
+    let path = format!("/tenants/{tenant}/access/v1/evaluation");
+    let answered = world.post(&format!("{tenant}:gateway"), &path, question).await;
+    assert_eq!(answered.status, 200, "{}", answered.text);
+}
+
+/// Six agents flood, two of them alone with more than there is room for. What a seventh asks once is compared, and is not far behind.
+#[tokio::test]
+async fn a_flooding_agent_keeps_no_other_agents_call_out() {
+    let world = shadowing(under_way(5, 100), held::<1>).await;
+    let mut total = 0;
+    for (agent, calls) in [("agent0", WAITING_OF_TENANT + 10), ("agent1", WAITING_OF_TENANT + 10)] {
+        for _ in 0..calls {
+            by_gateway(&world, "acme", &question(agent, "git/log")).await;
+            total += 1;
+        }
+    }
+    for n in 2..6 {
+        for _ in 0..WAITING_OF_AGENT {
+            by_gateway(&world, "acme", &question(&format!("agent{n}"), "git/log")).await;
+            total += 1;
+        }
+    }
+    world.ask("acme:coder", "coder", "git/push").await;
+    HELD[1].store(false, Ordering::SeqCst);
+    world.state.shadow.close().await;
+    let seen = window(&world).await;
+    let coder = seen.shadow.iter().find(|a| a.agent == "coder").expect("the one call of coder is compared");
+    assert_eq!((coder.compared, coder.critical), (1, 1));
+    let compared: u64 = seen.shadow.iter().map(|a| a.compared).sum();
+    assert_eq!(compared + seen.dropped, total + 1);
+    assert!(compared <= WAITING_OF_TENANT as u64 + 1, "{compared}");
+    for agent in &seen.shadow {
+        assert!(agent.compared <= WAITING_OF_AGENT as u64 + 1, "{agent:?}");
+    }
+}
+
+/// A tenant that fills all the memory there is for calls that wait, but for its share: others have theirs.
+#[tokio::test]
+async fn a_flooding_tenant_keeps_no_other_tenants_call_out() {
+    let mut snapshot = under_way(5, 100);
+    let acme = snapshot.tenants["acme"].clone();
+    let other = snapshot.tenants.get_mut("other").unwrap();
+    let packages = Tenant { canary: acme.canary.clone(), package: acme.package.clone(), ..Tenant::clone(other) };
+    *other = Arc::new(packages);
+    let world = shadowing(snapshot, held::<2>).await;
+    let mut large = question("x", "git/log");
+    large["context"]["arguments"]["text"] = "x".repeat(60 * 1024).into();
+    for n in 0..300 {
+        let agent = format!("agent{}", n % 10);
+        large["subject"]["id"] = agent.clone().into();
+        by_gateway(&world, "acme", &large).await;
+    }
+    by_gateway(&world, "other", &question("coder", "git/push")).await;
+    HELD[2].store(false, Ordering::SeqCst);
+    world.state.shadow.close().await;
+    let other = world.store.window("uid-other", REVISION, Timestamp::UNIX_EPOCH, 0).await.unwrap();
+    assert_eq!((other.shadow[0].compared, other.shadow[0].critical, other.dropped), (1, 1, 0));
+    let acme = window(&world).await;
+    let compared: u64 = acme.shadow.iter().map(|a| a.compared).sum();
+    assert_eq!(compared + acme.dropped, 300);
+    assert!((60..=70).contains(&compared), "{compared} of 60 KiB each are a quarter of all");
 }
 
 fn panics_on_push(input: &CheckInput<'_>, arm: Arm) -> Checked {
@@ -292,33 +360,66 @@ async fn a_panic_costs_one_comparison() {
         assert_eq!(world.ask("acme:coder", "coder", tool).await.status, 200);
     }
     world.state.shadow.close().await;
-    assert_eq!(window(&world).await.shadow[0].compared, 2);
+    let seen = window(&world).await;
+    assert_eq!((seen.shadow[0].compared, seen.dropped), (2, 2));
     let text = world.state.metrics.text().unwrap();
     assert!(text.contains("remit_shadow_dropped_total{reason=\"panicked\"} 2"), "{text}");
 }
 
-/// A store that takes nothing.
-struct Gone;
+/// A store that takes nothing, so many times; and then what another one takes.
+struct Away {
+    tries: AtomicU64,
+    then: Arc<dyn Arms>,
+}
 
-impl Arms for Gone {
-    fn window<'a>(&'a self, _: &'a str, _: i64, _: Timestamp, _: Timestamp) -> StoreFuture<'a, Window> {
+impl Arms for Away {
+    fn window<'a>(&'a self, _: &'a str, _: i64, _: Timestamp, _: u64) -> StoreFuture<'a, Window> {
         Box::pin(async { Err(StoreError::Closed("gone".into())) })
     }
 
-    fn save_shadows<'a>(&'a self, _: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
+    fn stage<'a>(&'a self, _: &'a str, _: i64, _: Timestamp, _: u64) -> StoreFuture<'a, Window> {
         Box::pin(async { Err(StoreError::Closed("gone".into())) })
+    }
+
+    fn save_shadows<'a>(&'a self, batch: &'a ShadowBatch) -> StoreFuture<'a, ()> {
+        let left = self.tries.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        match left {
+            Ok(_) => Box::pin(async { Err(StoreError::Closed("gone".into())) }),
+            Err(_) => self.then.save_shadows(batch),
+        }
     }
 }
 
-#[tokio::test]
-async fn what_the_store_does_not_take_is_counted_and_not_tried_again() {
+async fn with_store_away(tries: u64) -> World {
     let world = World::with(gate::check, under_way(5, 100)).await;
-    let shadow = Shadow::start_with(Arc::new(Gone), world.state.metrics.clone(), b"key".to_vec(), check_under).unwrap();
-    let world = world.shadowing(shadow);
+    let away = Away { tries: AtomicU64::new(tries), then: world.store.clone() };
+    let shadow = Shadow::start_with(Arc::new(away), world.state.metrics.clone(), b"key".to_vec(), check_under).unwrap();
+    world.shadowing(shadow)
+}
+
+#[tokio::test]
+async fn what_the_store_does_not_take_at_once_is_handed_in_again() {
+    let world = with_store_away(2).await;
+    for tool in ["git/push", "git/push", "git/log"] {
+        world.ask("acme:coder", "coder", tool).await;
+    }
+    world.state.shadow.close().await;
+    let seen = window(&world).await;
+    assert_eq!((seen.shadow[0].compared, seen.shadow[0].critical, seen.dropped), (3, 2, 0));
+    let text = world.state.metrics.text().unwrap();
+    assert!(!text.contains("remit_shadow_dropped_total{"), "{text}");
+}
+
+#[tokio::test]
+async fn what_the_store_never_takes_is_counted() {
+    // Until what was compared is given up at stop; how many those were is taken then.
+    let world = with_store_away(4).await;
     for _ in 0..3 {
         world.ask("acme:coder", "coder", "git/log").await;
     }
     world.state.shadow.close().await;
+    let seen = window(&world).await;
+    assert_eq!((seen.shadow.len(), seen.dropped), (0, 3));
     let text = world.state.metrics.text().unwrap();
     assert!(text.contains("remit_shadow_dropped_total{reason=\"store_failed\"} 3"), "{text}");
     assert!(!text.contains("remit_shadow_compared_total{"), "{text}");
@@ -348,10 +449,14 @@ async fn a_side_that_cannot_be_loaded_is_no_drift() {
 fn each_tenant_has_its_turn() {
     let queue = Queue::default();
     let snapshot = Arc::new(under_way(5, 100));
+    let by = |agent: &str| CheckRequest {
+        subject: EntityRef { type_: "agent".into(), id: agent.into(), ..EntityRef::default() },
+        ..CheckRequest::default()
+    };
     let job = |tenant: &str, id: &str| Job {
         snapshot: snapshot.clone(),
         call: Arc::new(Call::of_tests(tenant, snapshot.clone())),
-        request: CheckRequest::default(),
+        request: by(&id[..1]),
         session: SessionState::NotNamed,
         now: Timestamp::UNIX_EPOCH,
         id: id.into(),
@@ -372,11 +477,38 @@ fn each_tenant_has_its_turn() {
         .decision,
     };
     for n in 0..3 {
-        assert!(queue.push(job("noisy", &format!("n{n}"))));
+        assert!(queue.push(job("noisy", &format!("n{n}"))).is_empty());
     }
-    assert!(queue.push(job("quiet", "q0")));
+    assert!(queue.push(job("quiet", "q0")).is_empty());
+    assert!(queue.push(job("noisy", "m0")).is_empty(), "another agent of that tenant");
     queue.close();
-    assert!(!queue.push(job("quiet", "late")), "nothing more is taken");
+    assert_eq!(queue.push(job("quiet", "late")).len(), 1, "nothing more is taken");
     let order: Vec<String> = std::iter::from_fn(|| queue.pop()).map(|job| job.id).collect();
-    assert_eq!(order, ["n0", "q0", "n1", "n2"]);
+    assert_eq!(order, ["n0", "q0", "m0", "n1", "n2"]);
+}
+
+/// A policy of the platform that errs whatever the candidate is like is not the candidate's error.
+#[test]
+fn only_what_the_candidate_alone_could_not_evaluate_is_its_error() {
+    let decision = |code: &'static str, erred: &[&str]| Decision {
+        outcome: Outcome::Deny,
+        status: 200,
+        code,
+        reason: String::new(),
+        policies: vec![],
+        asks: vec![],
+        errors: erred
+            .iter()
+            .map(|policy| crate::policy::PolicyError { policy: (*policy).into(), message: "overflow".into() })
+            .collect(),
+        would_be: None,
+    };
+    let erring = |policies: &[&str]| decision(NOT_EVALUATED, policies);
+    let forbidden = |policies: &[&str]| decision("denied_by_policy", policies);
+    assert!(only_candidate_erred(&decision("no_permit", &[]), &erring(&["tenant/a/p"])));
+    assert!(!only_candidate_erred(&erring(&["tenant/a/p"]), &erring(&["tenant/a/p"])));
+    assert!(!only_candidate_erred(&erring(&["tenant/a/p"]), &decision("no_permit", &[])));
+    assert!(!only_candidate_erred(&forbidden(&["platform/b/p"]), &erring(&["platform/b/p"])), "it erred on both");
+    assert!(only_candidate_erred(&forbidden(&["platform/b/p"]), &erring(&["platform/b/p", "tenant/a/p"])));
+    assert!(only_candidate_erred(&decision("no_permit", &[]), &erring(&["platform/b/p"])), "by the candidate's facts");
 }

@@ -411,6 +411,39 @@ async fn what_costs_too_much_for_the_requests_thread_is_decided_in_the_lane() {
     assert_eq!(w.journal.outcomes().len(), 1, "only what was answered is recorded");
 }
 
+/// What a call waits for its turn says nothing of the package that decides it.
+#[tokio::test]
+async fn the_recorded_latency_is_without_the_wait_for_a_turn() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    static RUNNING: AtomicU64 = AtomicU64::new(0);
+    static HELD: AtomicBool = AtomicBool::new(true);
+    fn gate(input: &crate::gate::CheckInput<'_>) -> crate::gate::Checked {
+        RUNNING.fetch_add(1, Ordering::SeqCst);
+        while HELD.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        by_name(input)
+    }
+    let w = World::with(gate, snapshot()).await;
+    let mut heavy = question("coder", "git/allow");
+    heavy["context"]["arguments"]["text"] = "x".repeat(8 * 1024).into();
+    let ask = || w.post("acme:coder", "/access/v1/evaluation", &heavy);
+    let while_held = async {
+        while RUNNING.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The first one is in the gates, the second waits.
+        w.clock.forward(Duration::from_secs(4));
+        HELD.store(false, Ordering::SeqCst);
+    };
+    let (first, second, ()) = tokio::join!(ask(), ask(), while_held);
+    assert_eq!((first.code(), second.code()), ((200, "allowed"), (200, "allowed")));
+    let records = w.journal.records.lock().unwrap();
+    let mut took: Vec<u64> = records.iter().map(|r| r.latency_micros).collect();
+    took.sort_unstable();
+    assert_eq!(took, [0, 4_000_000]);
+}
+
 #[tokio::test]
 async fn metadata_names_the_address_that_the_client_used() {
     let w = World::new().await;

@@ -82,6 +82,11 @@ impl Compiler {
         Ok(self.keep(key, compiled, bytes))
     }
 
+    /// What was compiled before.
+    pub fn compiled(&self, digest: &str, side: Side) -> Option<Compiled> {
+        self.look(&(digest.to_owned(), side))
+    }
+
     fn look(&self, key: &Key) -> Option<Compiled> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(|done| done.compiled.clone())
     }

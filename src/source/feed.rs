@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::compile::Compiler;
 use super::directory::{Directory, Fingerprint, Mistakes, fingerprint, read};
-use super::judge::{TestResults, judge};
+use super::judge::{PATIENT, Said, TestResults, judge};
 use super::snapshot::{TenantInput, TenantState, assemble, identities, tenant};
 use crate::api::{Agent, EffectiveProfile, RolloutPhase, STALLED, TenantRolloutSpec, TenantRolloutStatus, too_far};
 use crate::gate::Snapshot;
@@ -59,7 +59,7 @@ pub struct Whose {
 /// Builds snapshots of one folder.
 pub struct Feed {
     whose: Whose,
-    compiler: Compiler,
+    compiler: Arc<Compiler>,
     results: TestResults,
     snapshot: Arc<ArcSwap<Snapshot>>,
     generation: u64,
@@ -71,7 +71,8 @@ pub struct Feed {
 impl Feed {
     /// A feed that swaps `snapshot`.
     pub fn new(whose: Whose, compiler: Compiler, snapshot: Arc<ArcSwap<Snapshot>>) -> Self {
-        Self { whose, compiler, results: TestResults::default(), snapshot, generation: 0, state: None, package: None }
+        let (compiler, results) = (Arc::new(compiler), TestResults::default());
+        Self { whose, compiler, results, snapshot, generation: 0, state: None, package: None }
     }
 
     /// Puts a set in force, as a whole. Ok(Some): it is in force, and a package of it that should have been is refused.
@@ -101,7 +102,8 @@ impl Feed {
         };
         let (mut candidates, mut compiled, mut refused) = (Vec::new(), BTreeMap::new(), Vec::new());
         for (place, spec) in &set.packages {
-            let verdict = judge(&self.compiler, &self.results, spec, &verify, vec![base_platform()]).await?;
+            let platform = vec![base_platform()];
+            let Said { verdict, .. } = judge(&self.compiler, &self.results, spec, &verify, platform, PATIENT).await?;
             let overall = verdict.overall();
             match (&overall, verdict.compiled) {
                 (Ok(_), Some(Ok(package))) => drop(compiled.insert(verdict.digest.clone(), package)),

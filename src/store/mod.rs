@@ -36,7 +36,7 @@ pub mod statement;
 pub(crate) mod testing;
 mod values;
 
-pub use arms::{Arms, ShadowRow};
+pub use arms::{Arms, ShadowBatch, ShadowDropped, ShadowRow};
 pub use audit::{AuditRow, AuditStatements};
 pub use chain::{Columns, RolloutColumns, hex};
 pub use history::{Arrival, Change, History, MAX_VERSIONS, PolicyVersion, Rollback};

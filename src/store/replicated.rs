@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use super::shipping::{Shipper, Shipping, ShippingOptions};
 use super::{
     Arms, Arrival, AuditRow, CallReport, Committed, Cut, DecisionFilter, History, InForceRow, Journal, Page, Place,
-    PolicyVersion, PostgresStore, ReplayRow, ReplayRun, Replays, RunStep, Selected, SessionRow, ShadowRow, SqliteStore,
-    Store, StoreError, StoreFuture, StoredDecision,
+    PolicyVersion, PostgresStore, ReplayRow, ReplayRun, Replays, RunStep, Selected, SessionRow, ShadowBatch,
+    SqliteStore, Store, StoreError, StoreFuture, StoredDecision,
 };
 use crate::api::{Envelope, ReplaySelection, ReplayState};
 use crate::gate::DecisionRecord;
@@ -158,17 +158,28 @@ impl Arms for ReplicatedStore {
         tenant_uid: &'a str,
         revision: i64,
         rates_since: Timestamp,
-        drift_since: Timestamp,
+        enough: u64,
     ) -> StoreFuture<'a, Window> {
         Box::pin(async move {
             self.own_is_weighed().await;
-            self.postgres.window(tenant_uid, revision, rates_since, drift_since).await
+            self.postgres.window(tenant_uid, revision, rates_since, enough).await
         })
     }
 
-    /// Directly: they are evidence, not records, and what is lost with PostgreSQL away is counted as not compared.
-    fn save_shadows<'a>(&'a self, rows: &'a [ShadowRow]) -> StoreFuture<'a, ()> {
-        self.postgres.save_shadows(rows)
+    /// Without waiting for what this replica has not shipped: the next look sees it.
+    fn stage<'a>(
+        &'a self,
+        tenant_uid: &'a str,
+        revision: i64,
+        since: Timestamp,
+        enough: u64,
+    ) -> StoreFuture<'a, Window> {
+        self.postgres.stage(tenant_uid, revision, since, enough)
+    }
+
+    /// Directly: they are evidence, not records. While PostgreSQL is away they wait at the shadow, or are counted as not compared.
+    fn save_shadows<'a>(&'a self, batch: &'a ShadowBatch) -> StoreFuture<'a, ()> {
+        self.postgres.save_shadows(batch)
     }
 }
 

@@ -151,6 +151,21 @@ async fn shadows_are_counted_and_the_worst_named() {
 }
 
 #[tokio::test]
+async fn what_was_not_compared_is_in_the_window() {
+    contract_arms::what_was_not_compared_is_in_the_window(&*fresh().await.2).await;
+}
+
+#[tokio::test]
+async fn very_many_subjects_are_few_in_a_window() {
+    contract_arms::very_many_subjects_are_few_in_a_window(&*fresh().await.2).await;
+}
+
+#[tokio::test]
+async fn a_stage_counts_its_own_decisions() {
+    contract_arms::a_stage_counts_its_own_decisions(&*fresh().await.2).await;
+}
+
+#[tokio::test]
 async fn shadows_go_with_their_records() {
     contract_arms::shadows_go_with_their_records(&*fresh().await.2).await;
 }
@@ -567,7 +582,7 @@ async fn a_window_waits_once_and_briefly() {
     contract::commit(&*store, "acme", 2).await;
     let begun = Instant::now();
     for _ in 0..6 {
-        store.window("uid-acme", 1, now, now).await.unwrap();
+        store.window("uid-acme", 1, now, 20).await.unwrap();
     }
     assert!(begun.elapsed() < Duration::from_secs(6), "six looks waited for {:?}", begun.elapsed());
     die(store).await;

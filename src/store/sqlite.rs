@@ -373,6 +373,7 @@ fn migrator() -> Migrator {
         of(5, "rollouts", include_str!("../../migrations/sqlite/0005_rollouts.sql")),
         of(6, "arms", include_str!("../../migrations/sqlite/0006_arms.sql")),
         of(7, "replays", include_str!("../../migrations/sqlite/0007_replays.sql")),
+        of(8, "bounded", include_str!("../../migrations/sqlite/0008_bounded.sql")),
         of(9, "compromised", include_str!("../../migrations/sqlite/0009_compromised.sql")),
     ])
 }

@@ -26,6 +26,7 @@ use crate::fault;
 use crate::lifecycle::rollout::{Candidate, Effect, Keys, Next, Observation, is_exact, resume, revision, spec_hash};
 use crate::policy::parse_version;
 use crate::source::index::find_bytes;
+use crate::source::judge::Said;
 use crate::source::kubernetes::{Guarded, call};
 use crate::source::recorded::check;
 use crate::store::{InForceRow, Rollback, RolloutCommit};
@@ -34,6 +35,8 @@ use crate::store::{InForceRow, Rollback, RolloutCommit};
 const TEXTS: Duration = Duration::from_secs(10);
 /// For how long verdicts hold while nothing that was watched has changed: the clock may have.
 const JUDGED: Duration = Duration::from_secs(5);
+/// How long a pass waits for tests of packages that take long.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// After a step, or where somebody else was faster: the watch brings what was written in the meantime.
 const SOON: Duration = Duration::from_millis(20);
 /// How often a status is written anew because somebody was faster.
@@ -53,18 +56,20 @@ pub(super) struct Pass<'a> {
 pub struct Judged {
     of: Vec<String>,
     at: Option<Instant>,
+    /// When a verdict may be another one although nothing has changed.
+    again: Option<Duration>,
     candidates: Vec<Candidate>,
     bytes: BTreeMap<String, (PolicyPackageSpec, Option<String>)>,
 }
 
 impl Pass<'_> {
+    /// What people ask for, a compromised key and a breach come first: they wait for no package to be judged.
     pub(super) async fn run(&self) -> Result<Action, ReconcileError> {
         let (ctx, tenant) = (self.ctx, self.tenant);
         let now = Timestamp::now();
         let stored = ctx.rollout.store.rollout_state(&tenant.uid).await?;
         let recorded = ctx.store.in_force(&tenant.uid).await?;
         let failed = ctx.rollout.store.rollout_failures(&tenant.uid, &spec_hash(&self.rollout.spec)).await?;
-        let judged = self.judged().await?;
         let compromised = tenant.compromised.clone();
         let covering = tenant.signers.iter().filter(|s| s.covers(&tenant.name, false));
         let good = covering.map(|s| s.key.fingerprint().to_owned()).filter(|k| !compromised.contains(k)).collect();
@@ -79,7 +84,9 @@ impl Pass<'_> {
             _ => Vec::new(),
         };
         let keys = Keys { good, compromised, required: tenant.signature_needed };
-        let gap = ctx.rollout.definition.gap(&ctx.client, false).await?;
+        // A definition that can't be read starts nothing, see below, and takes nothing back.
+        let defined = ctx.rollout.definition.gap(&ctx.client, false).await;
+        let gap = defined.as_ref().ok().cloned().flatten();
         let mut o = Observation {
             spec: &self.rollout.spec,
             status: &before,
@@ -87,7 +94,7 @@ impl Pass<'_> {
             generation: self.rollout.metadata.generation.unwrap_or(0),
             tenant: &tenant.name,
             tenant_uid: &tenant.uid,
-            candidates: &judged.candidates,
+            candidates: &[],
             recorded: &recorded,
             failed: &failed,
             keys: &keys,
@@ -104,12 +111,21 @@ impl Pass<'_> {
             now,
         };
         let base = resume(&o);
-        let kept = self.kept(&judged, &base, &recorded, &keys.compromised);
-        o.kept = &kept;
-        let looked = Looked::look(ctx, tenant, &self.rollout.spec, &base, &platform, now).await?;
+        let looked = Looked::look(ctx, tenant, &self.rollout.spec, &base, &platform, now).await;
         o.evidence = looked.evidence();
         o.window = looked.window.as_ref();
         o.stage_decisions = looked.stage_decisions;
+        let former = self.kept(&base, &recorded, &keys.compromised);
+        o.kept = &former;
+        if let Some(next) = self.urgent(&o).await? {
+            self.carry_out(&next, &Judged::default(), &looked, now).await?;
+            // The rest follows at once.
+            return Ok(Action::requeue(SOON));
+        }
+        defined?;
+        let judged = self.judged().await?;
+        let kept = former.iter().chain(judged.bytes.keys()).cloned().collect();
+        (o.candidates, o.kept) = (&judged.candidates, &kept);
         let mut next = self.step(&o, &judged.bytes).await?;
         // Before a candidate starts the installed definition is read once more: a budget that it drops would not be there.
         let fresh;
@@ -120,11 +136,15 @@ impl Pass<'_> {
                 next = self.step(&o, &judged.bytes).await?;
             }
         }
-        let action = self.carry_out(&next, &judged, &looked, now).await?;
-        let lacking = o.schema_gap.is_some();
-        Ok(match action {
-            Some(action) => action,
-            None if lacking => Action::requeue(DEFINITION),
+        let mut again = self.carry_out(&next, &judged, &looked, now).await?;
+        if o.schema_gap.is_some() {
+            again.get_or_insert(DEFINITION);
+        }
+        if let Some(judge) = judged.again {
+            again = Some(again.map_or(judge, |a| a.min(judge)));
+        }
+        Ok(match again {
+            Some(again) => Action::requeue(again),
             None => until(now, tenant.signers.iter().flat_map(|s| [s.not_before, s.not_after]).flatten()),
         })
     }
@@ -136,7 +156,7 @@ impl Pass<'_> {
         judged: &Judged,
         looked: &Looked,
         now: Timestamp,
-    ) -> Result<Option<Action>, ReconcileError> {
+    ) -> Result<Option<Duration>, ReconcileError> {
         let (ctx, tenant) = (self.ctx, self.tenant);
         let mut again = next.again.map(|d| d.max(SOON));
         let (mut kept, mut stepped) = (false, false);
@@ -152,7 +172,7 @@ impl Pass<'_> {
                 Effect::Commit(step) => {
                     if !self.commit(step, judged, next, now).await? {
                         tracing::info!(tenant = %tenant.name, "another replica took a step of the rollout first");
-                        return Ok(Some(Action::requeue(SOON)));
+                        return Ok(Some(SOON));
                     }
                     stepped = true;
                     fault::point("rollout.committed");
@@ -183,7 +203,7 @@ impl Pass<'_> {
             self.heal(&next.status).await?;
         }
         self.prune(&next.status).await?;
-        Ok(again.map(Action::requeue))
+        Ok(again)
     }
 
     async fn commit(
@@ -271,12 +291,17 @@ impl Pass<'_> {
         of.push(format!("{} {}", self.tenant.uid, self.tenant.signature_needed));
         of.sort();
         let known = ctx.rollout.judged(&self.tenant.name);
-        if let Some(known) = known.filter(|k| k.of == of && k.at.is_some_and(|at| at.elapsed() < JUDGED)) {
+        let holds =
+            |k: &Judged| k.at.is_some_and(|at| at.elapsed() < k.again.map_or(JUDGED, |again| again.min(JUDGED)));
+        if let Some(known) = known.filter(|k| k.of == of && holds(k)) {
             return Ok(known);
         }
-        let mut judged = Judged { of, at: Some(Instant::now()), ..Judged::default() };
+        let begun = Instant::now();
+        let mut judged = Judged { of, at: Some(begun), ..Judged::default() };
         for package in self.packages.iter().filter_map(|p| p.0.as_ref().ok()) {
-            let verdict = judge(ctx, self.tenant, &package.spec).await?;
+            let patience = PATIENCE.saturating_sub(begun.elapsed());
+            let Said { verdict, again } = judge(ctx, self.tenant, &package.spec, patience).await?;
+            judged.again = [judged.again, again].into_iter().flatten().min();
             let overall = verdict.overall();
             // Also of what is only below the mark: a rollback or a revert may need its bytes.
             let whole = verdict.test.is_none() && verdict.compiled.as_ref().is_none_or(Result::is_ok);
@@ -297,10 +322,9 @@ impl Pass<'_> {
         Ok(judged)
     }
 
-    /// Digests whose bytes are at hand and still right. The history is looked at only when something may have to be gone back to.
+    /// Digests of former packages whose bytes are at hand and still right. The history is looked at only when something may have to be gone back to.
     fn kept(
         &self,
-        judged: &Judged,
         base: &TenantRolloutStatus,
         recorded: &[InForceRow],
         compromised: &BTreeSet<String>,
@@ -316,7 +340,7 @@ impl Pass<'_> {
             let bytes = find_bytes(&self.ctx.objects, &self.tenant.name, r, &self.tenant.signers);
             bytes.is_ok_and(|b| check(&b, r, &self.tenant.name, &self.ctx.installation, &self.tenant.signers).is_ok())
         });
-        former.into_iter().map(|r| r.digest).chain(judged.bytes.keys().cloned()).collect()
+        former.into_iter().map(|r| r.digest).collect()
     }
 }
 

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ReconcileError;
-use super::pass::Pass;
+use super::pass::{PATIENCE, Pass};
 use crate::api::{PolicyPackageSpec, RevisionStatus};
 use crate::controllers::verdict::obstacle;
-use crate::lifecycle::rollout::{Effect, Next, Observation, revision, step};
+use crate::lifecycle::rollout::{Effect, Next, Observation, revision, step, urgent};
 use crate::source::index::find_bytes;
 
 impl Pass<'_> {
@@ -17,16 +17,34 @@ impl Pass<'_> {
         o: &Observation<'_>,
         whole: &BTreeMap<String, (PolicyPackageSpec, Option<String>)>,
     ) -> Result<Next, ReconcileError> {
+        let obstacles = self.obstacles(o, whole, |o| Some(step(o))).await?;
+        Ok(step(&Observation { obstacles: &obstacles, ..*o }))
+    }
+
+    /// What waits for no package to be judged but those that it goes back to itself.
+    pub(super) async fn urgent(&self, o: &Observation<'_>) -> Result<Option<Next>, ReconcileError> {
+        let obstacles = self.obstacles(o, &BTreeMap::new(), urgent).await?;
+        Ok(urgent(&Observation { obstacles: &obstacles, ..*o }))
+    }
+
+    /// Why what is gone back to by the next step can't come into force, for as many revisions as are tried one after the other.
+    async fn obstacles(
+        &self,
+        o: &Observation<'_>,
+        whole: &BTreeMap<String, (PolicyPackageSpec, Option<String>)>,
+        next: impl Fn(&Observation<'_>) -> Option<Next>,
+    ) -> Result<BTreeMap<String, String>, ReconcileError> {
         let mut obstacles = BTreeMap::new();
         let mut looked_at: BTreeSet<String> = whole.keys().cloned().collect();
         loop {
-            let next = step(&Observation { obstacles: &obstacles, ..*o });
-            let Some(back) = goes_back_to(&next).into_iter().find(|r| !looked_at.contains(&r.digest)) else {
-                return Ok(next);
-            };
+            let found = next(&Observation { obstacles: &obstacles, ..*o });
+            let back = found.iter().flat_map(goes_back_to).find(|r| !looked_at.contains(&r.digest));
+            let Some(back) = back else { return Ok(obstacles) };
             let bytes = find_bytes(&self.ctx.objects, &self.tenant.name, &back, &self.tenant.signers);
             let why = match bytes {
-                Ok(bytes) => obstacle(self.ctx, &bytes.spec, &back.digest).await?.map(|refusal| refusal.to_string()),
+                Ok(bytes) => {
+                    obstacle(self.ctx, &bytes.spec, &back.digest, PATIENCE).await?.map(|refusal| refusal.to_string())
+                }
                 Err(error) => Some(error.to_string()),
             };
             if let Some(why) = why {

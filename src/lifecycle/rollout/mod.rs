@@ -22,6 +22,8 @@ mod stages;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod urgent_tests;
 mod verdict;
 #[cfg(test)]
 mod weighing_tests;
@@ -169,21 +171,7 @@ pub struct Next {
 /// One pass.
 pub fn step(o: &Observation<'_>) -> Next {
     let base = resume(o);
-    let mut pass = Pass {
-        o,
-        spec_hash: spec_hash(o.spec),
-        now: whole_seconds(o.now),
-        last_revision: 0,
-        status: base.clone(),
-        keep: Vec::new(),
-        in_force: Vec::new(),
-        failures: Vec::new(),
-        records: Vec::new(),
-        events: Vec::new(),
-        handled: Vec::new(),
-        failed_now: false,
-        taken_back: false,
-    };
+    let mut pass = Pass::new(o, base.clone());
     pass.recover();
     pass.last_revision = pass.highest_revision();
     pass.store_put_back();
@@ -194,6 +182,27 @@ pub fn step(o: &Observation<'_>) -> Next {
     pass.go_on();
     pass.trim_history();
     pass.finish(&base)
+}
+
+/// What waits for no package to be judged: a compromised key, another spec, a breach, and what people ask for. None: there is nothing of
+/// it. A pass that carries it out ends with it; the next one goes on.
+pub fn urgent(o: &Observation<'_>) -> Option<Next> {
+    let base = resume(o);
+    let mut pass = Pass::new(o, base.clone());
+    pass.recover();
+    pass.last_revision = pass.highest_revision();
+    pass.store_put_back();
+    pass.leave_compromised();
+    pass.follow_the_spec();
+    pass.breach();
+    pass.act();
+    let steps = !(pass.records.is_empty() && pass.failures.is_empty() && pass.in_force.is_empty());
+    if !steps && pass.status.handled == base.handled {
+        return None;
+    }
+    pass.tell_meanwhile();
+    pass.trim_history();
+    Some(pass.finish(&base))
 }
 
 /// SHA-256 over the RFC 8785 form of the spec without `paused`, `sha256:` and 64 hex digits.
@@ -234,6 +243,26 @@ struct Pass<'a> {
     /// A failure of this pass has told people already.
     failed_now: bool,
     taken_back: bool,
+}
+
+impl<'a> Pass<'a> {
+    fn new(o: &'a Observation<'a>, status: TenantRolloutStatus) -> Self {
+        Self {
+            o,
+            spec_hash: spec_hash(o.spec),
+            now: whole_seconds(o.now),
+            last_revision: 0,
+            status,
+            keep: Vec::new(),
+            in_force: Vec::new(),
+            failures: Vec::new(),
+            records: Vec::new(),
+            events: Vec::new(),
+            handled: Vec::new(),
+            failed_now: false,
+            taken_back: false,
+        }
+    }
 }
 
 impl Pass<'_> {

@@ -220,6 +220,10 @@ impl Pass<'_> {
         let (Some(candidate), Some(stage)) = (self.status.candidate.clone(), self.stage()) else {
             return Standing::Passes;
         };
+        // What can't be read says nothing: no stage is left on it.
+        if self.o.window.is_none() {
+            return Standing::Waits("what the records say of it can't be read".into());
+        }
         let started = self.status.stage_started.as_ref().map_or(self.now, |t| t.0);
         if self.now.as_second() < started.as_second().saturating_add(min_seconds(&stage)) {
             return Standing::Waits(String::new());
@@ -311,6 +315,21 @@ impl Pass<'_> {
             message = format!("{message}; {why}");
         }
         self.progressing(reason, message);
+    }
+
+    /// Where it stands after what was urgent, until the packages are judged.
+    pub(super) fn tell_meanwhile(&mut self) {
+        if let Some(c) = self.status.candidate.clone() {
+            let paused = self.status.hold.as_ref().is_some_and(|h| h.reason == HoldReason::Person);
+            let message = || format!("{}: {}; {}", named(&c), self.paused_by(), self.share());
+            return match paused {
+                true => self.waiting("Paused", message()),
+                false => self.describe(""),
+            };
+        }
+        if let Some(failure) = self.failures.last().cloned() {
+            self.degraded(&failure.cause, failure.message);
+        }
     }
 
     /// The share of sessions, in words.

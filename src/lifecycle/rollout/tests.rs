@@ -134,6 +134,11 @@ impl World {
 
     /// With evidence of another question than is asked, if one is given.
     pub fn look_with(&self, other: Option<Question>) -> Next {
+        self.see(other, step)
+    }
+
+    /// What `by` makes of what a pass would look at.
+    pub fn see<T>(&self, other: Option<Question>, by: impl FnOnce(&Observation<'_>) -> T) -> T {
         let failed: Vec<RolloutFailure> =
             self.failed.iter().filter(|f| f.spec_hash == spec_hash(&self.spec)).cloned().collect();
         let mut o = Observation {
@@ -166,7 +171,7 @@ impl World {
             o.window = Some(&self.window);
             o.stage_decisions = decisions_of_candidate(&self.window, stage_minimum(&self.spec, &base));
         }
-        step(&o)
+        by(&o)
     }
 
     /// Carries out the first `n` effects, as before a crash.

@@ -28,6 +28,7 @@ const OPERATOR: &[(&str, &str)] = &[
     ("sessions", "SELECT, INSERT, UPDATE"),
     ("settings", "SELECT"),
     ("shadow_counts", "SELECT, INSERT"),
+    ("shadow_totals", "SELECT"),
     ("shadows", "SELECT, INSERT"),
     ("signer_seen", "SELECT, INSERT"),
     ("tombstones", "SELECT, INSERT"),
@@ -58,6 +59,7 @@ const READER: &[&str] = &[
     "rollout_state",
     "sessions",
     "shadow_counts",
+    "shadow_totals",
     "shadows",
 ];
 

@@ -44,6 +44,11 @@ async fn shadows_are_counted_and_the_worst_named() {
 }
 
 #[tokio::test]
+async fn what_was_not_compared_is_in_the_window() {
+    contract_arms::what_was_not_compared_is_in_the_window(&*fresh().await).await;
+}
+
+#[tokio::test]
 async fn steps_of_rollouts_are_whole_and_in_order() {
     contract_rollouts::steps_are_whole_and_in_order(&*fresh().await).await;
 }

@@ -18,7 +18,7 @@ use crate::store::sqlite::replays::{self, ReplayWrite};
 use crate::store::values::{envelope, json, version};
 pub(super) use crate::store::values::{signed, time, unsigned};
 use crate::store::{
-    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, ShadowRow, StoreError, Tombstone,
+    Arrival, CallReport, InForceRow, QUARANTINE_AFTER, RolloutCommit, SessionRow, ShadowBatch, StoreError, Tombstone,
     statement,
 };
 
@@ -50,7 +50,7 @@ pub(super) enum Write {
     ForgetCalls(Vec<String>),
     /// Takes rows up to this one away, which are elsewhere.
     Prune(u64),
-    Shadows(Vec<ShadowRow>),
+    Shadows(Box<ShadowBatch>),
     Replay(Box<ReplayWrite>),
     ParseBegins(String),
     ParseEnded(String),
@@ -117,7 +117,7 @@ pub(super) async fn apply(
             Ok(done)
         }
         Write::Prune(upto) => outbox::prune(conn, upto).await,
-        Write::Shadows(rows) => super::arms::save(conn, rows).await,
+        Write::Shadows(batch) => super::arms::save(conn, *batch).await,
         Write::Replay(write) => replays::apply(conn, *write).await,
         Write::ParseBegins(digest) => {
             let sql = "INSERT INTO parsing (digest) VALUES (?) ON CONFLICT (digest) DO UPDATE SET open = 1";

@@ -199,6 +199,21 @@ async fn shadows_are_counted_and_the_worst_named() {
 }
 
 #[tokio::test]
+async fn what_was_not_compared_is_in_the_window() {
+    contract_arms::what_was_not_compared_is_in_the_window(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn very_many_subjects_are_few_in_a_window() {
+    contract_arms::very_many_subjects_are_few_in_a_window(&*fresh().await.1).await;
+}
+
+#[tokio::test]
+async fn a_stage_counts_its_own_decisions() {
+    contract_arms::a_stage_counts_its_own_decisions(&*fresh().await.1).await;
+}
+
+#[tokio::test]
 async fn shadows_go_with_their_records() {
     contract_arms::shadows_go_with_their_records(&*fresh().await.1).await;
 }
