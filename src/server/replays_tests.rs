@@ -20,7 +20,7 @@ async fn world(rights: &[&str]) -> World {
 async fn a_replay_needs_the_right_to_read_decisions() {
     let uid = uid(&world(&[]).await.state, "acme").unwrap();
     let body = json!({"tenant": "acme", "candidate": {"version": "=9.9.9"}});
-    for missing in 0..RIGHTS.len() {
+    for (missing, without) in RIGHTS.into_iter().enumerate() {
         let rights: Vec<&str> = RIGHTS.into_iter().enumerate().filter(|(n, _)| *n != missing).map(|(_, r)| r).collect();
         let w = world(&rights).await;
         let spec = RunSpec {
@@ -39,9 +39,9 @@ async fn a_replay_needs_the_right_to_read_decisions() {
         let report = w.get("admin", "/admin/replay/runs/r1/report?tenant=acme").await;
         // With both rights it is heard; that the package or the report is not there comes after.
         let may = |right: usize| right != missing && missing != 2;
-        assert_eq!(begun.status, if may(0) { 400 } else { 403 }, "without {}: {}", RIGHTS[missing], begun.text);
-        assert_eq!(one.status, if may(1) { 200 } else { 403 }, "without {}: {}", RIGHTS[missing], one.text);
-        assert_eq!(report.status, if may(1) { 409 } else { 403 }, "without {}: {}", RIGHTS[missing], report.text);
+        assert_eq!(begun.status, if may(0) { 400 } else { 403 }, "without {}: {}", without, begun.text);
+        assert_eq!(one.status, if may(1) { 200 } else { 403 }, "without {}: {}", without, one.text);
+        assert_eq!(report.status, if may(1) { 409 } else { 403 }, "without {}: {}", without, report.text);
         if missing == 2 {
             for refused in [begun, one, report] {
                 assert!(
