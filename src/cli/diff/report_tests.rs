@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::{Budgets, PolicyPackageSpec, ProofBudget, SourceFile, Tier, Tool};
-use crate::lifecycle::evidence::ProofVerdict;
+use crate::lifecycle::evidence::{ProofVerdict, Shares};
 use crate::policy::{CompiledPackage, Side, base_platform};
 use crate::proof::{CounterExample, Holding, Input, InvariantProof};
 use crate::replay::{EffectiveSet, MatrixCell};
@@ -123,7 +123,10 @@ fn each_budget_fails_by_itself_and_what_is_inconclusive_only_where_it_is_require
     assert!(passed(tests(), same(), with(|r| r.counts.critical = 1), budgets(|b| b.critical_drift = Some(1))));
     assert!(passed(tests(), same(), with(|r| r.counts.high = 2), lax()));
     assert!(!passed(tests(), same(), with(|r| r.counts.high = 3), lax()));
-    let restricts = |r: &mut Report| (r.counts.high, r.counts.high_restrictions) = (9, 9);
+    let restricts = |r: &mut Report| {
+        (r.counts.high, r.counts.high_restrictions) = (9, 9);
+        r.shares = Some(Shares { high_restrictions: 9, ..Shares::default() });
+    };
     assert!(!passed(tests(), same(), with(restricts), lax()));
     let mut acknowledged = lax();
     acknowledged.rollout.acknowledged_restrictions = vec!["sha256:0".into()];

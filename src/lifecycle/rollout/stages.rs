@@ -220,16 +220,14 @@ impl Pass<'_> {
         let (Some(candidate), Some(stage)) = (self.status.candidate.clone(), self.stage()) else {
             return Standing::Passes;
         };
-        // What can't be read says nothing: no stage is left on it.
-        if self.o.window.is_none() {
+        // What can't be read may be a breach: no stage is left on it.
+        let Some(window) = self.o.window else {
             return Standing::Waits("what the records say of it can't be read".into());
-        }
+        };
         let started = self.status.stage_started.as_ref().map_or(self.now, |t| t.0);
         if self.now.as_second() < started.as_second().saturating_add(min_seconds(&stage)) {
             return Standing::Waits(String::new());
         }
-        // What could not be read may be a breach.
-        let Some(window) = self.o.window else { return Standing::Waits("its records can't be read".into()) };
         let (name, tenant, nth) = (named(&candidate), self.o.tenant, self.nth());
         if self.o.spec.on_inconclusive != Some(OnInconclusive::Proceed) {
             let least = min_decisions(&stage);

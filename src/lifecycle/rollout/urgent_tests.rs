@@ -16,6 +16,7 @@ fn ask(action: &str) -> HumanAction {
         actor: "ann".into(),
         action: action.into(),
         reason: Some("because".into()),
+        digest: Some("sha256:p1.1.0".into()),
         ..HumanAction::default()
     }
 }

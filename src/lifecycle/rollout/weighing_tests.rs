@@ -110,7 +110,7 @@ fn records_that_cannot_be_read_leave_no_stage_and_stop_no_person() {
     w.settle();
     w.wait(1_000);
     assert_eq!((w.status.percent, w.reason()), (Some(5), "Canary"), "{}", w.message());
-    assert!(w.message().contains("its records can't be read"), "{}", w.message());
+    assert!(w.message().contains("what the records say of it can't be read"), "{}", w.message());
     assert!(w.asked("abort", |_| ()).starts_with("done"));
 }
 
