@@ -56,6 +56,7 @@ pub use sqlite::{
 };
 pub use statement::{Anchor, Statement, StatementError, Tombstone};
 
+use self::sqlite::backlog::Weights;
 use self::sqlite::outbox::{Numbered, Outgoing};
 use crate::api::Envelope;
 use crate::gate::{CallOutcome, DecisionRecord};

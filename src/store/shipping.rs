@@ -15,7 +15,7 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
 use super::postgres::{intake, within};
-use super::{Numbered, PostgresStore, SqliteStore, StoreError, chain};
+use super::{Numbered, PostgresStore, SqliteStore, StoreError, Weights, chain};
 use crate::fault;
 
 /// Rows of one transaction at most.
@@ -303,8 +303,12 @@ impl Shipper {
             }
             at = (seq, hash);
         }
-        let bytes = rows.iter().map(|out| out.bytes).sum();
-        self.batch.sent = Some((u32::try_from(rows.len()).unwrap_or(u32::MAX), bytes));
+        let mut bytes = Weights::new();
+        for out in &rows {
+            let tenant = out.row.columns.as_ref().map(|c| c.tenant.clone());
+            *bytes.entry(tenant.unwrap_or_default()).or_default() += out.bytes;
+        }
+        self.batch.sent = Some((u32::try_from(rows.len()).unwrap_or(u32::MAX), bytes.values().sum()));
         if !rows.is_empty() {
             intake::add(&mut tx, &writer, &rows).await.map_err(unique)?;
         }
@@ -324,7 +328,7 @@ impl Shipper {
         tx.commit().await?;
         fault::point("shipping.committed");
         self.batch.arrived();
-        self.arrived(at.0, rows.len() as u64, bytes);
+        self.arrived(at.0, rows.len() as u64, &bytes);
         if !reports.is_empty() {
             let ids = reports.into_iter().map(|(id, _)| id).collect();
             self.journal.forget_reports(ids).await?;
@@ -369,11 +373,11 @@ impl Shipper {
         let before = self.at.unwrap_or(0);
         if seq >= before {
             let bytes = self.journal.weight(before, seq).await?;
-            self.arrived(seq, 0, bytes);
+            self.arrived(seq, 0, &bytes);
         } else {
             tracing::warn!(from = seq, to = before, "PostgreSQL has lost records: they are sent again");
             let bytes = self.journal.weight(seq, before).await?;
-            self.journal.backlog().enter(bytes);
+            self.journal.backlog().enter(&bytes);
             self.kept.retain(|(upto, ..)| *upto <= seq);
             self.at = Some(seq);
             self.shipping.shipped.send_replace(seq);
@@ -381,8 +385,9 @@ impl Shipper {
         Ok(())
     }
 
-    fn arrived(&mut self, upto: u64, rows: u64, bytes: u64) {
+    fn arrived(&mut self, upto: u64, rows: u64, bytes: &Weights) {
         self.journal.backlog().leave(bytes);
+        let bytes = bytes.values().sum();
         self.shipping.total.fetch_add(rows, Ordering::Relaxed);
         if bytes > 0 {
             self.kept.push_back((upto, Instant::now(), bytes));

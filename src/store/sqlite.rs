@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 
 mod anchoring;
 mod arms;
-mod backlog;
+pub(in crate::store) mod backlog;
 mod decisions;
 mod durable;
 mod history;
@@ -41,7 +41,7 @@ pub use queue::QueueLimits;
 pub use reader::ChainReader;
 
 use self::anchoring::Anchoring;
-use self::backlog::Backlog;
+use self::backlog::{Backlog, Weights};
 use self::durable::Durable;
 use self::ledger::Write;
 use self::queue::{Job, Pending, Queue};
@@ -189,8 +189,8 @@ impl SqliteStore {
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy_with(connect.clone().create_if_missing(false).pragma("query_only", "ON"));
 
-        let there = if options.cap.is_some() { outbox::weight(&mut conn, 0, u64::MAX).await? } else { 0 };
-        let queue = Arc::new(Queue::new(options.queue, Arc::new(Backlog::new(options.cap, there))));
+        let there = if options.cap.is_some() { outbox::weight(&mut conn, 0, u64::MAX).await? } else { Weights::new() };
+        let queue = Arc::new(Queue::new(options.queue, Arc::new(Backlog::new(options.cap, &there))));
         let news = Arc::new(Notify::new());
         let durable = Arc::new(Durable::new(&data_dir, options.synchronous));
         let counters = Arc::new(JournalCounters::default());

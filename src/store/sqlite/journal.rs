@@ -14,7 +14,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Row};
 use tokio::sync::{Notify, oneshot};
 
-use super::backlog::ROW;
+use super::backlog::{ROW, Weights};
 use super::ledger::{self, Write};
 use super::outbox;
 use super::queue::{Batch, Job, Pending, Queue};
@@ -159,7 +159,7 @@ impl Writer {
         let mut lengths = Vec::with_capacity(chunks.capacity());
         // At least a page each of the table and its indexes, whatever the record's size.
         let mut bytes = 4 * 4096;
-        let mut entered = 0;
+        let mut entered = Weights::new();
         let mut failed = None;
         for (i, record) in records.into_iter().enumerate() {
             if i % ROWS == 0 {
@@ -173,7 +173,11 @@ impl Writer {
             head.seq += 1;
             head.hash = chain::link(&head.hash, head.seq, &body_hash);
             bytes += body.len() + 256;
-            entered += body.len() as u64 + ROW;
+            let weight = body.len() as u64 + ROW;
+            match entered.get_mut(&c.tenant) {
+                Some(entered) => *entered += weight,
+                None => drop(entered.insert(c.tenant.clone(), weight)),
+            }
             if let (Some(arguments), Some(length)) = (chunks.last_mut(), lengths.last_mut()) {
                 *length += 1;
                 let bound = ledger::signed("seq", head.seq).and_then(|seq| {
@@ -199,7 +203,7 @@ impl Writer {
             return result;
         }
         open.head = head;
-        self.queue.backlog().enter(entered);
+        self.queue.backlog().enter(&entered);
         // Before anybody hears of it: who has the answer and reads the records waits for the journal up to here to be shipped.
         self.counters.head_seq.store(head.seq, Ordering::Release);
         for (seq, reply) in (first..).zip(waiting) {

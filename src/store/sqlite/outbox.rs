@@ -5,7 +5,7 @@
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::backlog::{Backlog, ROW};
+use super::backlog::{Backlog, ROW, Weights};
 use super::decisions;
 use super::ledger::{self, Write, signed, unsigned};
 use super::{SqliteStore, StoreError};
@@ -37,14 +37,21 @@ fn hash(what: &'static str, bytes: &[u8]) -> Result<Hash, StoreError> {
 }
 
 /// Bytes of all rows that are here, as the backlog counts them.
-pub(in crate::store) async fn weight(conn: &mut SqliteConnection, after: u64, upto: u64) -> Result<u64, StoreError> {
-    let row =
-        sqlx::query("SELECT coalesce(sum(octet_length(body)), 0), count(*) FROM records WHERE seq > ? AND seq <= ?")
-            .bind(signed("seq", after)?)
-            .bind(i64::try_from(upto).unwrap_or(i64::MAX))
-            .fetch_one(conn)
-            .await?;
-    Ok(unsigned("bytes", row.try_get(0)?)? + ROW * unsigned("rows", row.try_get(1)?)?)
+pub(in crate::store) async fn weight(
+    conn: &mut SqliteConnection,
+    after: u64,
+    upto: u64,
+) -> Result<Weights, StoreError> {
+    let sql = "SELECT coalesce(tenant, ''), coalesce(sum(octet_length(body)), 0), count(*) FROM records WHERE seq > ? AND seq <= ? \
+               GROUP BY coalesce(tenant, '')";
+    let upto = i64::try_from(upto).unwrap_or(i64::MAX);
+    let rows = sqlx::query(sql).bind(signed("seq", after)?).bind(upto).fetch_all(conn).await?;
+    rows.iter()
+        .map(|row| {
+            let bytes = unsigned("bytes", row.try_get(1)?)? + ROW * unsigned("rows", row.try_get(2)?)?;
+            Ok((row.try_get(0)?, bytes))
+        })
+        .collect()
 }
 
 /// Job of the writer: takes away the oldest rows up to `upto`, and keeps where the chain goes on.
@@ -108,7 +115,7 @@ impl SqliteStore {
     }
 
     /// What these rows count for.
-    pub(in crate::store) async fn weight(&self, after: u64, upto: u64) -> Result<u64, StoreError> {
+    pub(in crate::store) async fn weight(&self, after: u64, upto: u64) -> Result<Weights, StoreError> {
         weight(&mut *self.readers.acquire().await?, after, upto).await
     }
 

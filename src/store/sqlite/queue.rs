@@ -94,7 +94,7 @@ impl Queue {
 
     pub fn push(&self, record: Pending) -> Result<(), StoreError> {
         let bytes = record.body.len();
-        self.backlog.admits(record.allow)?;
+        self.backlog.admits(&record.columns.tenant, record.allow)?;
         {
             let mut state = self.lock();
             if state.closed {
@@ -177,6 +177,7 @@ pub(super) fn closed() -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::backlog::Weights;
     use super::*;
     use crate::store::testing;
 
@@ -227,21 +228,40 @@ mod tests {
 
     #[tokio::test]
     async fn at_the_cap_allows_are_refused_and_denies_a_little_later() {
-        let backlog = Arc::new(Backlog::new(Some(800), 0));
+        let backlog = Arc::new(Backlog::new(Some(800), &Weights::new()));
         let queue = Queue::new(QueueLimits::default(), backlog.clone());
         let push = |allow| queue.push(Pending { allow, ..pending("a") }).is_ok();
-        backlog.enter(799);
+        let others = |bytes| Weights::from([("b".to_owned(), bytes)]);
+        backlog.enter(&others(799));
         assert!(push(true));
-        backlog.enter(1);
+        backlog.enter(&others(1));
         assert!(!push(true) && push(false));
-        backlog.enter(100);
+        backlog.enter(&others(100));
         assert!(!push(false), "the disk is not endless");
-        backlog.leave(200);
+        backlog.leave(&others(200));
         assert!(push(true), "there is room again");
         backlog.hold(Some("another chain".into()));
         assert!(!push(true) && push(false));
         backlog.hold(None);
         assert!(push(true));
+    }
+
+    /// The attack: one namespace's agent makes large calls while PostgreSQL is away, until nobody's allow is answered any more.
+    #[tokio::test]
+    async fn one_namespace_leaves_room_for_the_others() {
+        let backlog = Arc::new(Backlog::new(Some(800), &Weights::new()));
+        let queue = Queue::new(QueueLimits::default(), backlog.clone());
+        let push = |tenant, allow| queue.push(Pending { allow, ..pending(tenant) }).is_ok();
+        let of = |tenant: &str, bytes| Weights::from([(tenant.to_owned(), bytes)]);
+        backlog.enter(&of("loud", 600));
+        assert!(push("loud", true));
+        backlog.enter(&of("loud", 1));
+        assert!(!push("loud", true) && push("loud", false) && push("quiet", true));
+        backlog.enter(&of("loud", 100));
+        assert!(!push("loud", false), "denies end at a share, too");
+        assert!(push("quiet", true) && push("new", true));
+        backlog.leave(&of("loud", 600));
+        assert!(push("loud", true), "there is room again");
     }
 
     #[tokio::test]
