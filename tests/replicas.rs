@@ -14,6 +14,12 @@ pub const READS: &str =
 pub const WRITES: &str =
     r#"@id("writes") permit(principal, action == Action::"call_tool", resource in ToolGroup::"write");"#;
 
+/// For how long something is gone: seconds that are enough, or what REMIT_TEST_OUTAGE_SECONDS says, for a run by hand.
+pub fn outage(enough: u64) -> Duration {
+    let wished = std::env::var("REMIT_TEST_OUTAGE_SECONDS").ok().and_then(|s| s.parse().ok());
+    Duration::from_secs(wished.unwrap_or(enough).max(enough))
+}
+
 pub fn object(kind: &str, name: &str, spec: Value) -> String {
     json!({"apiVersion": "remit.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}).to_string()
 }
@@ -240,6 +246,7 @@ async fn checks_go_on_without_the_api_server_and_its_restart_loses_no_change() {
         let leads: Vec<bool> = c.all().map(crate::support::Operator::leads).collect();
         if leads.contains(&true) { Err(format!("{leads:?}")) } else { Ok(()) }
     });
+    tokio::time::sleep(outage(0)).await;
     // Made through the other API server, while this one is gone.
     c.apply(&tenant, &package("3.0.0", &[READS])).unwrap();
     server.restart();

@@ -9,7 +9,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 use sqlx::Row;
 
-use crate::replicas::{Load, READS, WRITES, answers, change, object, package, tenant};
+use crate::replicas::{Load, READS, WRITES, answers, change, object, outage, package, tenant};
 use crate::support::postgres::{Server, connect};
 use crate::support::{Http, Replicas, call, eventually, eventually_blocking};
 
@@ -52,7 +52,7 @@ async fn checks_go_on_without_postgresql_and_no_record_is_lost_or_kept_twice() {
     let loads: Vec<Load> = (0..3).map(|i| Load::on(w.c.http_of(i), &token, &tenant)).collect();
     tokio::time::sleep(Duration::from_secs(2)).await;
     w.postgres.stop();
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    tokio::time::sleep(outage(10)).await;
     // A crash in the middle of that loses nothing either: the journal is on the disk.
     let crashed = 1 - w.c.leader().min(1);
     w.postgres.start();
