@@ -14,7 +14,7 @@ pub struct Replicas {
     cluster: Cluster,
     /// Between each replica and the API server.
     pub to_api: Vec<Proxy>,
-    _webhook: Proxy,
+    webhook: Proxy,
 }
 
 impl Deref for Replicas {
@@ -62,7 +62,7 @@ impl Replicas {
         let mut operators = operators.into_iter();
         let first = operators.next().expect("at least one replica");
         let cluster = Cluster::started(first, plane);
-        let replicas = Replicas { others: operators.collect(), cluster, to_api, _webhook: webhook };
+        let replicas = Replicas { others: operators.collect(), cluster, to_api, webhook };
         replicas.leader();
         replicas
     }
@@ -72,6 +72,13 @@ impl Replicas {
     pub fn arm(&self, i: usize, variable: &str, point: &str) {
         let name = format!("replica-{i}");
         self.replica(i).set_environment(&[("POD_NAME", &name), (variable, point)]);
+    }
+
+    /// Who answers webhooks from now on: as a Service does that knows which of its pods do not answer.
+    pub fn webhooks_of(&self, replicas: &[usize]) {
+        let of = |i: &usize| ([127, 0, 0, 1], self.replica(*i).webhook).into();
+        self.webhook.retarget(&replicas.iter().map(of).collect::<Vec<SocketAddr>>());
+        self.webhook.break_connections();
     }
 
     /// How many.
