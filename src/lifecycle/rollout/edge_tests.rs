@@ -296,7 +296,10 @@ proptest! {
             if let Some(first) = entered.iter().find(|r| r.stage == Some(0)) {
                 prop_assert!(matches!(&before.replay, Progress::Done(s) if s.critical == 0), "{:?}", first);
                 prop_assert!(!before.platform.is_empty());
-                prop_assert_eq!(&w.status.evidence_platform, &before.platform);
+                // Unless what was asked after it, in the same pass, has ended it.
+                if w.status.stage.is_some() {
+                    prop_assert_eq!(&w.status.evidence_platform, &before.platform);
+                }
             }
             prop_assert!(entered.len() <= 1, "one step a pass");
             let critical = before.window.shadow.iter().any(|a| a.critical > 0);

@@ -170,23 +170,14 @@ pub struct Next {
 
 /// One pass.
 pub fn step(o: &Observation<'_>) -> Next {
-    let base = resume(o);
-    let mut pass = Pass::new(o, base.clone());
-    pass.recover();
-    pass.last_revision = pass.highest_revision();
-    pass.store_put_back();
-    pass.leave_compromised();
-    pass.follow_the_spec();
-    pass.breach();
-    pass.act();
+    let (mut pass, base) = opened(o);
     pass.go_on();
     pass.trim_history();
     pass.finish(&base)
 }
 
-/// What waits for no package to be judged: a compromised key, another spec, a breach, and what people ask for. None: there is nothing of
-/// it. A pass that carries it out ends with it; the next one goes on.
-pub fn urgent(o: &Observation<'_>) -> Option<Next> {
+/// A pass as far as it goes without any package, and what it started from.
+fn opened<'a>(o: &'a Observation<'a>) -> (Pass<'a>, TenantRolloutStatus) {
     let base = resume(o);
     let mut pass = Pass::new(o, base.clone());
     pass.recover();
@@ -196,6 +187,13 @@ pub fn urgent(o: &Observation<'_>) -> Option<Next> {
     pass.follow_the_spec();
     pass.breach();
     pass.act();
+    (pass, base)
+}
+
+/// What waits for no package to be judged: a compromised key, another spec, a breach, and what people ask for. None: there is nothing of
+/// it. A pass that carries it out ends with it; the next one goes on.
+pub fn urgent(o: &Observation<'_>) -> Option<Next> {
+    let (mut pass, base) = opened(o);
     let steps = !(pass.records.is_empty() && pass.failures.is_empty() && pass.in_force.is_empty());
     if !steps && pass.status.handled == base.handled {
         return None;
