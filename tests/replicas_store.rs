@@ -28,6 +28,18 @@ impl World {
         World { c, postgres }
     }
 
+    /// Of two replicas the one that is to die at this point leads: it starts armed while the other has the lease, and gets it from there.
+    fn armed_leader(&self, point: &str) -> (usize, usize) {
+        let (armed, other) = (1 - self.c.leader(), self.c.leader());
+        self.c.replica(armed).kill();
+        self.c.arm(armed, "REMIT_FAULT", point);
+        self.c.replica(armed).start();
+        self.c.replica(other).stop();
+        self.c.leader_but(other);
+        self.c.replica(other).start();
+        (armed, other)
+    }
+
     /// Waits until every journal is shipped.
     fn shipped(&self) {
         eventually_blocking("every journal is shipped", || {
@@ -117,14 +129,7 @@ async fn a_leader_killed_after_any_effect_of_a_rollout_leaves_one_declared_state
     let w = World::start(2);
     for point in EFFECTS {
         let (tenant, token) = tenant(&w.c).await;
-        // The one that is to die leads: it starts armed while the other has the lease, and gets it from there.
-        let (armed, other) = (1 - w.c.leader(), w.c.leader());
-        w.c.replica(armed).kill();
-        w.c.arm(armed, "REMIT_FAULT", point);
-        w.c.replica(armed).start();
-        w.c.replica(other).stop();
-        w.c.leader_but(other);
-        w.c.replica(other).start();
+        let (armed, other) = w.armed_leader(point);
         let load = Load::on(w.c.http_of(other), &token, &tenant);
         change(&w.c, &tenant);
         w.c.replica(armed).wait_ended();
@@ -165,13 +170,7 @@ async fn a_replay_whose_leader_dies_is_carried_out_by_the_next_and_says_the_same
     w.shipped();
     // A whole second after all of that: the same decisions whenever it is asked for.
     let until = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + 1).unwrap();
-    let (armed, other) = (1 - w.c.leader(), w.c.leader());
-    w.c.replica(armed).kill();
-    w.c.arm(armed, "REMIT_FAULT", "replay.page_done");
-    w.c.replica(armed).start();
-    w.c.replica(other).stop();
-    w.c.leader_but(other);
-    w.c.replica(other).start();
+    let (armed, _) = w.armed_leader("replay.page_done");
     let spec = json!({"candidate": {"name": "first", "version": "=2.0.0"}, "selection": {"until": until}});
     let replay = |name: &str| {
         w.c.apply(&tenant, &object("PolicyReplay", name, spec.clone())).unwrap();
@@ -217,13 +216,7 @@ async fn a_leader_killed_after_any_effect_of_a_rollback_leaves_one_declared_stat
             let s = status()?;
             if s["phase"] == "Healthy" && s["candidate"].is_null() { Ok(s) } else { Err(s.to_string()) }
         });
-        let (armed, other) = (1 - w.c.leader(), w.c.leader());
-        w.c.replica(armed).kill();
-        w.c.arm(armed, "REMIT_FAULT", point);
-        w.c.replica(armed).start();
-        w.c.replica(other).stop();
-        w.c.leader_but(other);
-        w.c.replica(other).start();
+        let (armed, other) = w.armed_leader(point);
         let load = Load::on(w.c.http_of(other), &token, &tenant);
         let entry = json!({
             "id": "undo", "actor": me, "action": "rollback", "reason": "writes are wrong",
